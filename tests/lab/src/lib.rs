@@ -1,1 +1,15 @@
-//! Placeholder for the first commit.
+//! A real Xen host in QEMU, without KVM, and the steps that test libxl-ext in it.
+//!
+//! [`image`] builds the host's disk once, [`host`] boots it, [`guest`] runs guests in it, and [`step`] runs the
+//! tests in [`steps`]. Everything that concerns one run lives in one directory, see [`run_dir`].
+
+pub mod host;
+pub mod image;
+pub mod logs;
+pub mod process;
+pub mod qemu;
+pub mod run_dir;
+pub mod ssh;
+pub mod step;
+
+pub use host::Lab;

@@ -1,0 +1,195 @@
+//! `lab`: builds, boots and drives the Xen host, and runs the steps in it.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use lab::host::{BootOptions, Lab};
+use lab::image::Image;
+use lab::qemu::{self, Lifetime};
+use lab::run_dir::RunDir;
+use lab::ssh::quote;
+use lab::{logs, step};
+
+#[derive(Parser)]
+#[command(name = "lab", about = "A Xen host in QEMU, without KVM, to test libxl-ext in")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Args)]
+struct Name {
+    /// Which lab
+    #[arg(long, default_value = "main")]
+    name: String,
+}
+
+#[derive(Args)]
+struct Machine {
+    /// CPUs of the Xen host
+    #[arg(long, default_value_t = 2)]
+    smp: u32,
+    /// Memory of the Xen host in MiB
+    #[arg(long, default_value_t = 4096)]
+    mem: u32,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Build the image unless the cache holds it, and print its directory
+    Build,
+    /// Boot a lab and leave it running; one that was switched off boots from its own disk
+    Boot {
+        #[command(flatten)]
+        name: Name,
+        #[command(flatten)]
+        machine: Machine,
+    },
+    /// Run a command in dom0; exit with its status. One word is a script, several are a command
+    Run {
+        #[command(flatten)]
+        name: Name,
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Open a shell in dom0
+    Shell {
+        #[command(flatten)]
+        name: Name,
+    },
+    /// Copy a file to dom0
+    Put {
+        #[command(flatten)]
+        name: Name,
+        source: PathBuf,
+        target: String,
+    },
+    /// Unpack a staging directory, as `make install DESTDIR=...` fills it, over dom0's root
+    Install {
+        #[command(flatten)]
+        name: Name,
+        stage: PathBuf,
+    },
+    /// Collect the logs
+    Logs {
+        #[command(flatten)]
+        name: Name,
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Shut dom0 down
+    Poweroff {
+        #[command(flatten)]
+        name: Name,
+    },
+    /// Kill the machine; its disk keeps what dom0 had flushed
+    PowerCut {
+        #[command(flatten)]
+        name: Name,
+    },
+    /// List the labs
+    List,
+    /// End a lab and remove all that it wrote
+    Destroy {
+        #[command(flatten)]
+        name: Name,
+    },
+    /// Run the steps, all or those whose name contains a filter, in a lab of their own
+    Test {
+        /// Parts of names of steps
+        filters: Vec<String>,
+        /// The product: a staging directory, as `make install DESTDIR=...` fills it
+        #[arg(long)]
+        stage: Option<PathBuf>,
+        /// Where the logs of failed steps go
+        #[arg(long, default_value = "target/lab-logs")]
+        logs: PathBuf,
+        /// Leave the lab running at the end
+        #[arg(long)]
+        keep: bool,
+        /// Print the names of the steps and run none
+        #[arg(long)]
+        list: bool,
+        #[command(flatten)]
+        machine: Machine,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().verb) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<u8> {
+    match verb {
+        Verb::Build => println!("{}", Image::get()?.dir().display()),
+        Verb::Boot { name, machine } => {
+            let options =
+                BootOptions { smp: machine.smp, mem: machine.mem, lifetime: Lifetime::Detached };
+            Lab::boot(&name.name, options)?;
+        }
+        Verb::Run { name, command } => return run_in_dom0(&name.name, &command),
+        Verb::Shell { name } => return connect_terminal(&name.name, &["-t", "root@127.0.0.1"]),
+        Verb::Put { name, source, target } => Lab::attach(&name.name)?.put(&source, &target)?,
+        Verb::Install { name, stage } => Lab::attach(&name.name)?.install(&stage)?,
+        Verb::Logs { name, out } => logs::collect(&Lab::attach(&name.name)?, &out)?,
+        Verb::Poweroff { name } => Lab::attach(&name.name)?.poweroff()?,
+        Verb::PowerCut { name } => Lab::attach(&name.name)?.power_cut()?,
+        Verb::List => list()?,
+        Verb::Destroy { name } => Lab::attach(&name.name)?.destroy()?,
+        Verb::Test { filters, stage, logs, keep, list, machine } => {
+            if list {
+                step::print_names(&filters);
+                return Ok(0);
+            }
+            let options = step::Options {
+                filters,
+                stage,
+                logs,
+                keep,
+                smp: machine.smp,
+                mem: machine.mem,
+            };
+            return Ok(u8::from(!step::run_all(&options)?));
+        }
+    }
+    Ok(0)
+}
+
+fn run_in_dom0(name: &str, command: &[String]) -> Result<u8> {
+    let script = match command {
+        [script] => script.clone(),
+        words => words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" "),
+    };
+    connect_terminal(name, &["root@127.0.0.1", &script])
+}
+
+/// Lets ssh have this process's own input and output.
+fn connect_terminal(name: &str, arguments: &[&str]) -> Result<u8> {
+    let lab = Lab::attach(name)?;
+    if !lab.is_running() {
+        bail!("lab {name} is switched off; `lab boot --name {name}` boots it again");
+    }
+    let status = lab.ssh_command().args(arguments).status().context("cannot start ssh")?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(255))
+}
+
+fn list() -> Result<()> {
+    for name in RunDir::names()? {
+        let run = RunDir::of(&name)?;
+        let Some(state) = run.state()? else { continue };
+        let what = match state.qemu {
+            Some(id) if qemu::is_running(id) => format!("running pid={} port={}", id.pid, state.port),
+            _ => "off".to_owned(),
+        };
+        println!("{name}\t{what}\t{}", run.path().display());
+    }
+    Ok(())
+}
