@@ -48,7 +48,11 @@ pub struct BootOptions {
 
 impl Default for BootOptions {
     fn default() -> Self {
-        Self { smp: 2, mem: 4096, lifetime: Lifetime::Detached }
+        Self {
+            smp: 2,
+            mem: 4096,
+            lifetime: Lifetime::Detached,
+        }
     }
 }
 
@@ -75,13 +79,28 @@ impl Lab {
                 if state.qemu.is_some_and(qemu::is_running) {
                     bail!("lab {name} runs already; see `lab list`");
                 }
-                State { smp: options.smp, mem: options.mem, qemu: None, ..state }
+                State {
+                    smp: options.smp,
+                    mem: options.mem,
+                    qemu: None,
+                    ..state
+                }
             }
             None => new_run(&run, options)?,
         };
-        let ssh = Ssh::new(run.path(), Image::at(state.image.clone()).ssh_key(), state.port);
-        let mut lab =
-            Self { name: name.to_owned(), run, state, ssh, lifetime: options.lifetime, child: None };
+        let ssh = Ssh::new(
+            run.path(),
+            Image::at(state.image.clone()).ssh_key(),
+            state.port,
+        );
+        let mut lab = Self {
+            name: name.to_owned(),
+            run,
+            state,
+            ssh,
+            lifetime: options.lifetime,
+            child: None,
+        };
         lab.start()?;
         Ok(lab)
     }
@@ -95,7 +114,11 @@ impl Lab {
         let Some(state) = run.state()? else {
             bail!("there is no lab {name}; `lab boot --name {name}` makes one");
         };
-        let ssh = Ssh::new(run.path(), Image::at(state.image.clone()).ssh_key(), state.port);
+        let ssh = Ssh::new(
+            run.path(),
+            Image::at(state.image.clone()).ssh_key(),
+            state.port,
+        );
         let lab = Self {
             name: name.to_owned(),
             run,
@@ -183,9 +206,15 @@ impl Lab {
             & 0o777;
         let target = quote(target);
         let script = format!("cat > {target} && chmod {mode:o} {target}");
-        let output = self.ssh.run(&script, process::input_file(source)?, COMMAND_LIMIT)?;
+        let output = self
+            .ssh
+            .run(&script, process::input_file(source)?, COMMAND_LIMIT)?;
         if output.status != 0 {
-            bail!("cannot copy {} to dom0: {}", source.display(), output.stderr.trim());
+            bail!(
+                "cannot copy {} to dom0: {}",
+                source.display(),
+                output.stderr.trim()
+            );
         }
         Ok(())
     }
@@ -196,7 +225,9 @@ impl Lab {
     /// When it cannot be written.
     pub fn put_text(&self, text: &str, target: &str) -> Result<()> {
         let script = format!("cat > {}", quote(target));
-        let output = self.ssh.run(&script, Input::Bytes(text.into()), COMMAND_LIMIT)?;
+        let output = self
+            .ssh
+            .run(&script, Input::Bytes(text.into()), COMMAND_LIMIT)?;
         if output.status != 0 {
             bail!("cannot write {target} in dom0: {}", output.stderr.trim());
         }
@@ -209,7 +240,10 @@ impl Lab {
     /// When it cannot be packed or unpacked.
     pub fn install(&self, stage: &Path) -> Result<()> {
         if !stage.is_dir() {
-            bail!("{} is no directory; fill it by `make install DESTDIR=...`", stage.display());
+            bail!(
+                "{} is no directory; fill it by `make install DESTDIR=...`",
+                stage.display()
+            );
         }
         let mut tar = Command::new("tar")
             .args(["--owner=0", "--group=0", "--numeric-owner", "-C"])
@@ -226,7 +260,11 @@ impl Lab {
         let output = self.ssh.run(script, Input::Child(pipe), COMMAND_LIMIT)?;
         let packed = process::wait(&mut tar, Duration::from_secs(10))?;
         if packed != Some(0) || output.status != 0 {
-            bail!("cannot install {} in dom0: {}", stage.display(), output.stderr.trim());
+            bail!(
+                "cannot install {} in dom0: {}",
+                stage.display(),
+                output.stderr.trim()
+            );
         }
         Ok(())
     }
@@ -271,7 +309,11 @@ impl Lab {
                 break;
             }
             if Instant::now() >= end {
-                bail!("lab {} does not power off; see {}", self.name, serial.display());
+                bail!(
+                    "lab {} does not power off; see {}",
+                    self.name,
+                    serial.display()
+                );
             }
             thread::sleep(Duration::from_millis(200));
         }
@@ -377,7 +419,11 @@ impl Lab {
                 return Ok(());
             }
             if started.elapsed() > BOOT_LIMIT {
-                bail!("xl does not work in lab {}: {}", self.name, output.stderr.trim());
+                bail!(
+                    "xl does not work in lab {}: {}",
+                    self.name,
+                    output.stderr.trim()
+                );
             }
             thread::sleep(Duration::from_millis(500));
         }

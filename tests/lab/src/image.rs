@@ -48,11 +48,17 @@ const DISK_SIZE: &str = "8G";
 /// The files that go into the image or make it: path below the assets, text, whether it is run.
 const ASSETS: &[(&str, &str)] = &[
     ("dom0/customize", include_str!("../assets/dom0/customize")),
-    ("dom0/initrd-init", include_str!("../assets/dom0/initrd-init")),
+    (
+        "dom0/initrd-init",
+        include_str!("../assets/dom0/initrd-init"),
+    ),
     ("dom0/guest-ask", include_str!("../assets/dom0/guest-ask")),
     ("guest/init", include_str!("../assets/guest/init")),
     ("guest/count", include_str!("../assets/guest/count")),
-    ("guest/mark-disks", include_str!("../assets/guest/mark-disks")),
+    (
+        "guest/mark-disks",
+        include_str!("../assets/guest/mark-disks"),
+    ),
     ("guest/answer", include_str!("../assets/guest/answer")),
 ];
 
@@ -156,7 +162,10 @@ fn key(packages: &[&str], excluded: &[&str], assets: &[(&str, &str)]) -> String 
         part(text);
     }
     let digest = hash.finalize();
-    digest.iter().take(8).fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+    digest
+        .iter()
+        .take(8)
+        .fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 fn build(cache: &Path, name: &str, dir: &Path) -> Result<()> {
@@ -182,13 +191,17 @@ fn build(cache: &Path, name: &str, dir: &Path) -> Result<()> {
     let public = fs::read_to_string(temp.path().join("ssh_key.pub")).context("no public key")?;
 
     let log_path = cache.join(format!("{name}.log"));
-    let log = File::create(&log_path)
-        .with_context(|| format!("cannot create {}", log_path.display()))?;
+    let log =
+        File::create(&log_path).with_context(|| format!("cannot create {}", log_path.display()))?;
     eprintln!("lab: building the image, log in {}", log_path.display());
     let mut child = Command::new("mmdebstrap")
         .args(["--variant=minbase", "--format=null"])
         .arg(format!("--include={}", PACKAGES.join(",")))
-        .args(EXCLUDED.iter().map(|path| format!("--dpkgopt=path-exclude={path}")))
+        .args(
+            EXCLUDED
+                .iter()
+                .map(|path| format!("--dpkgopt=path-exclude={path}")),
+        )
         .arg(r#"--customize-hook=sh "$LAB_ASSETS/dom0/customize" "$1""#)
         .args([SUITE, "/dev/null"])
         .env("LAB_OUT", temp.path())

@@ -17,9 +17,18 @@ const QUESTIONS: &[(&str, &str)] = &[
     ("xl-list.txt", "xl list -v; xl info"),
     ("xenstore.txt", "xenstore-ls -fp"),
     ("dmesg.txt", "dmesg"),
-    ("journal.txt", "journalctl --no-pager -o short-precise -b -n 3000"),
-    ("journal-xl-ext.txt", "journalctl --no-pager -o verbose -t xl-ext"),
-    ("processes.txt", "ps -eo pid,ppid,stat,etimes,args; df -h /; free -m"),
+    (
+        "journal.txt",
+        "journalctl --no-pager -o short-precise -b -n 3000",
+    ),
+    (
+        "journal-xl-ext.txt",
+        "journalctl --no-pager -o verbose -t xl-ext",
+    ),
+    (
+        "processes.txt",
+        "ps -eo pid,ppid,stat,etimes,args; df -h /; free -m",
+    ),
 ];
 
 /// Writes all logs of `lab` to the directory `out`, which is created.
@@ -31,8 +40,9 @@ pub fn collect(lab: &Lab, out: &Path) -> Result<()> {
     for file in ["serial.log", "qemu.log"] {
         let source = lab.run_dir().join(file);
         if source.exists() {
-            fs::copy(&source, out.join(file))
-                .with_context(|| format!("cannot copy {} to {}", source.display(), out.display()))?;
+            fs::copy(&source, out.join(file)).with_context(|| {
+                format!("cannot copy {} to {}", source.display(), out.display())
+            })?;
         }
     }
     if !lab.is_running() {
@@ -61,7 +71,11 @@ fn copy_xen_logs(lab: &Lab, out: &Path) -> Result<()> {
     let pipe = ssh.stdout.take().context("ssh without a pipe")?;
     let mut tar = Command::new("tar");
     tar.arg("-C").arg(out).args(["--no-same-owner", "-xf", "-"]);
-    let unpacked = process::run(&mut tar, process::Input::Child(pipe), Duration::from_secs(60));
+    let unpacked = process::run(
+        &mut tar,
+        process::Input::Child(pipe),
+        Duration::from_secs(60),
+    );
     process::wait(&mut ssh, Duration::from_secs(10))?;
     // A log that grows while tar reads it makes tar complain; what came is there all the same.
     unpacked.map(drop)

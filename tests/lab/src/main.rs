@@ -13,7 +13,10 @@ use lab::ssh::quote;
 use lab::{logs, step};
 
 #[derive(Parser)]
-#[command(name = "lab", about = "A Xen host in QEMU, without KVM, to test libxl-ext in")]
+#[command(
+    name = "lab",
+    about = "A Xen host in QEMU, without KVM, to test libxl-ext in"
+)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -109,6 +112,9 @@ enum Verb {
         /// Leave the lab running at the end
         #[arg(long)]
         keep: bool,
+        /// Run the expensive steps too
+        #[arg(long)]
+        all: bool,
         /// Print the names of the steps and run none
         #[arg(long)]
         list: bool,
@@ -131,20 +137,35 @@ fn run(verb: Verb) -> Result<u8> {
     match verb {
         Verb::Build => println!("{}", Image::get()?.dir().display()),
         Verb::Boot { name, machine } => {
-            let options =
-                BootOptions { smp: machine.smp, mem: machine.mem, lifetime: Lifetime::Detached };
+            let options = BootOptions {
+                smp: machine.smp,
+                mem: machine.mem,
+                lifetime: Lifetime::Detached,
+            };
             Lab::boot(&name.name, options)?;
         }
         Verb::Run { name, command } => return run_in_dom0(&name.name, &command),
         Verb::Shell { name } => return connect_terminal(&name.name, &["-t", "root@127.0.0.1"]),
-        Verb::Put { name, source, target } => Lab::attach(&name.name)?.put(&source, &target)?,
+        Verb::Put {
+            name,
+            source,
+            target,
+        } => Lab::attach(&name.name)?.put(&source, &target)?,
         Verb::Install { name, stage } => Lab::attach(&name.name)?.install(&stage)?,
         Verb::Logs { name, out } => logs::collect(&Lab::attach(&name.name)?, &out)?,
         Verb::Poweroff { name } => Lab::attach(&name.name)?.poweroff()?,
         Verb::PowerCut { name } => Lab::attach(&name.name)?.power_cut()?,
         Verb::List => list()?,
         Verb::Destroy { name } => Lab::attach(&name.name)?.destroy()?,
-        Verb::Test { filters, stage, logs, keep, list, machine } => {
+        Verb::Test {
+            filters,
+            stage,
+            logs,
+            keep,
+            all,
+            list,
+            machine,
+        } => {
             if list {
                 step::print_names(&filters);
                 return Ok(0);
@@ -154,6 +175,7 @@ fn run(verb: Verb) -> Result<u8> {
                 stage,
                 logs,
                 keep,
+                all,
                 smp: machine.smp,
                 mem: machine.mem,
             };
@@ -166,7 +188,11 @@ fn run(verb: Verb) -> Result<u8> {
 fn run_in_dom0(name: &str, command: &[String]) -> Result<u8> {
     let script = match command {
         [script] => script.clone(),
-        words => words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" "),
+        words => words
+            .iter()
+            .map(|word| quote(word))
+            .collect::<Vec<_>>()
+            .join(" "),
     };
     connect_terminal(name, &["root@127.0.0.1", &script])
 }
@@ -177,8 +203,15 @@ fn connect_terminal(name: &str, arguments: &[&str]) -> Result<u8> {
     if !lab.is_running() {
         bail!("lab {name} is switched off; `lab boot --name {name}` boots it again");
     }
-    let status = lab.ssh_command().args(arguments).status().context("cannot start ssh")?;
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(255))
+    let status = lab
+        .ssh_command()
+        .args(arguments)
+        .status()
+        .context("cannot start ssh")?;
+    Ok(status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(255))
 }
 
 fn list() -> Result<()> {
@@ -186,7 +219,9 @@ fn list() -> Result<()> {
         let run = RunDir::of(&name)?;
         let Some(state) = run.state()? else { continue };
         let what = match state.qemu {
-            Some(id) if qemu::is_running(id) => format!("running pid={} port={}", id.pid, state.port),
+            Some(id) if qemu::is_running(id) => {
+                format!("running pid={} port={}", id.pid, state.port)
+            }
             _ => "off".to_owned(),
         };
         println!("{name}\t{what}\t{}", run.path().display());

@@ -60,7 +60,10 @@ pub fn run(command: &mut Command, input: Input, limit: Duration) -> Result<Outpu
     let stderr = collect(child.stderr.take());
     let status = wait(&mut child, limit)?;
     let Some(status) = status else {
-        bail!("{shown} did not end within {} s and was killed", limit.as_secs());
+        bail!(
+            "{shown} did not end within {} s and was killed",
+            limit.as_secs()
+        );
     };
     if let Some(writer) = writer {
         drop(writer.join());
@@ -79,7 +82,12 @@ pub fn run(command: &mut Command, input: Input, limit: Duration) -> Result<Outpu
 pub fn run_ok(command: &mut Command, limit: Duration) -> Result<String> {
     let output = run(command, Input::Nothing, limit)?;
     if output.status != 0 {
-        bail!("{} ended with {}: {}", show(command), output.status, output.stderr.trim());
+        bail!(
+            "{} ended with {}: {}",
+            show(command),
+            output.status,
+            output.stderr.trim()
+        );
     }
     Ok(output.stdout)
 }
@@ -91,7 +99,10 @@ pub fn run_ok(command: &mut Command, limit: Duration) -> Result<String> {
 pub fn wait(child: &mut Child, limit: Duration) -> Result<Option<i32>> {
     let end = Instant::now() + limit;
     loop {
-        if let Some(status) = child.try_wait().context("cannot wait for a child process")? {
+        if let Some(status) = child
+            .try_wait()
+            .context("cannot wait for a child process")?
+        {
             use std::os::unix::process::ExitStatusExt;
             let signal = status.signal().map(|signal| 128 + signal);
             return Ok(status.code().or(signal));

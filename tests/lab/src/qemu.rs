@@ -21,7 +21,8 @@ const CPU: &str = "max,-smap,-smep,-xsave,-avx,-avx2,-fma,-f16c";
 const XEN_ARGS: &str = "console=com1 com1=115200,8n1 dom0_mem=1536M,max:1536M dom0_max_vcpus=2 \
                         loglvl=all guest_loglvl=all noreboot";
 
-const KERNEL_ARGS: &str = "root=/dev/vda rw console=hvc0 nomodeset";
+const KERNEL_ARGS: &str = "root=/dev/vda rw console=hvc0 nomodeset net.ifnames=0 \
+                           modprobe.blacklist=powernow_k8";
 
 /// How long the lab outlives the process that booted it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,20 +51,39 @@ pub fn start(run: &RunDir, state: &State, lifetime: Lifetime) -> Result<(Child, 
     let image = Image::at(state.image.clone());
     command
         .current_dir(run.path())
-        .args(["-name", "libxl-ext-lab", "-M", "q35", "-accel", "tcg", "-cpu", CPU])
+        .args([
+            "-name",
+            "libxl-ext-lab",
+            "-M",
+            "q35",
+            "-accel",
+            "tcg",
+            "-cpu",
+            CPU,
+        ])
         .args(["-smp", &state.smp.to_string(), "-m", &state.mem.to_string()])
-        .args(["-display", "none", "-monitor", "none", "-no-reboot"])
+        .args(["-nodefaults", "-display", "none", "-no-reboot"])
         .arg("-kernel")
         .arg(image.xen())
         .args(["-append", XEN_ARGS, "-initrd"])
         .arg(modules(&image))
         // Writeback is what a power cut needs to be honest and quick: a write that dom0 flushed is in this
         // machine's page cache at least, which survives the kill of QEMU; what QEMU still holds is lost.
-        .args(["-drive", "file=disk.qcow2,if=virtio,format=qcow2,cache=writeback,discard=unmap"])
+        .args([
+            "-drive",
+            "file=disk.qcow2,if=virtio,format=qcow2,cache=writeback,discard=unmap",
+        ])
         .arg("-netdev")
-        .arg(format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22"))
+        .arg(format!(
+            "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22"
+        ))
         .args(["-device", "virtio-net-pci,netdev=net,romfile="])
-        .args(["-chardev", "file,id=serial,path=serial.log,append=on", "-serial", "chardev:serial"])
+        .args([
+            "-chardev",
+            "file,id=serial,path=serial.log,append=on",
+            "-serial",
+            "chardev:serial",
+        ])
         .stdin(Stdio::null())
         .stdout(log.try_clone().context("cannot share QEMU's log")?)
         .stderr(log);
@@ -72,8 +92,9 @@ pub fn start(run: &RunDir, state: &State, lifetime: Lifetime) -> Result<(Child, 
         // A Ctrl-C for `lab` must not reach a machine that is to stay.
         command.process_group(0);
     }
-    let child =
-        command.spawn().context("cannot start qemu-system-x86_64; is its package installed?")?;
+    let child = command
+        .spawn()
+        .context("cannot start qemu-system-x86_64; is its package installed?")?;
     let pid = i32::try_from(child.id()).context("a process number beyond 31 bits")?;
     let Some(started) = process::start_time(pid) else {
         bail!("QEMU ended at once; see {}", run.file("qemu.log").display());
@@ -119,13 +140,20 @@ pub fn wait_until_gone(id: QemuId, limit: Duration) -> bool {
 fn modules(image: &Image) -> String {
     // QEMU separates multiboot modules by commas, and a comma in a path is doubled.
     let path = |path: &Path| path.display().to_string().replace(',', ",,");
-    format!("{} {KERNEL_ARGS},{}", path(&image.kernel()), path(&image.initrd()))
+    format!(
+        "{} {KERNEL_ARGS},{}",
+        path(&image.kernel()),
+        path(&image.initrd())
+    )
 }
 
 /// A port that was free a moment ago. Should another program take it in between, QEMU ends at once and says so.
 fn free_port() -> Result<u16> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).context("no free port on loopback")?;
-    Ok(listener.local_addr().context("a listener without an address")?.port())
+    Ok(listener
+        .local_addr()
+        .context("a listener without an address")?
+        .port())
 }
 
 fn append(path: &Path) -> Result<File> {

@@ -56,7 +56,9 @@ impl RunDir {
         if name.is_empty() || name.len() > 40 || !name.chars().all(plain) {
             bail!("{name:?} is no name for a lab: use up to 40 letters, digits, - and _");
         }
-        Ok(Self { path: std::env::temp_dir().join(format!("{PREFIX}{name}")) })
+        Ok(Self {
+            path: std::env::temp_dir().join(format!("{PREFIX}{name}")),
+        })
     }
 
     /// The names of all labs that have a directory.
@@ -111,7 +113,11 @@ impl RunDir {
             }
         };
         let state = serde_json::from_str(&text).with_context(|| {
-            format!("{} is damaged; remove {}", path.display(), self.path.display())
+            format!(
+                "{} is damaged; remove {}",
+                path.display(),
+                self.path.display()
+            )
         })?;
         Ok(Some(state))
     }

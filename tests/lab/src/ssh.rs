@@ -19,7 +19,11 @@ pub struct Ssh {
 impl Ssh {
     /// The way through `port` with `key`; the control socket is in `run_dir`.
     pub fn new(run_dir: &Path, key: PathBuf, port: u16) -> Self {
-        Self { run_dir: run_dir.to_owned(), key, port }
+        Self {
+            run_dir: run_dir.to_owned(),
+            key,
+            port,
+        }
     }
 
     /// An ssh command that lacks only what to run in dom0.
@@ -34,11 +38,21 @@ impl Ssh {
             .arg("-p")
             .arg(self.port.to_string())
             .args(["-o", "BatchMode=yes", "-o", "LogLevel=ERROR"])
-            .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
+            .args([
+                "-o",
+                "StrictHostKeyChecking=no",
+                "-o",
+                "UserKnownHostsFile=/dev/null",
+            ])
             .args(["-o", "IdentitiesOnly=yes", "-o", "ConnectTimeout=10"])
             // The default exchange is post-quantum and slow to emulate.
             .args(["-o", "KexAlgorithms=curve25519-sha256"])
-            .args(["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=8"])
+            .args([
+                "-o",
+                "ServerAliveInterval=15",
+                "-o",
+                "ServerAliveCountMax=8",
+            ])
             .args(["-o", "ControlPath=ssh"]);
         command
     }
@@ -51,7 +65,14 @@ impl Ssh {
         // The process in the background must not keep any pipe of ours open.
         let mut child = self
             .command()
-            .args(["-M", "-N", "-f", "-o", "ControlPersist=yes", "root@127.0.0.1"])
+            .args([
+                "-M",
+                "-N",
+                "-f",
+                "-o",
+                "ControlPersist=yes",
+                "root@127.0.0.1",
+            ])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -79,10 +100,18 @@ impl Ssh {
     /// # Errors
     /// When ssh itself fails, or the script does not end within `limit`. The script's own status is in the output.
     pub fn run(&self, script: &str, input: Input, limit: Duration) -> Result<Output> {
-        let output = process::run(self.command().args(["root@127.0.0.1", script]), input, limit)?;
-        // 255 is ssh's own. Scripts of ours do not use it.
+        let output = process::run(
+            self.command().args(["root@127.0.0.1", script]),
+            input,
+            limit,
+        )?;
+        // 255 is ssh's own, also for a script that a signal ended. Scripts of ours do not use it.
         if output.status == 255 {
-            bail!("ssh to dom0 on port {} failed: {}", self.port, output.stderr.trim());
+            bail!(
+                "`{script}` was killed in dom0, or ssh to port {} failed: {}",
+                self.port,
+                output.stderr.trim()
+            );
         }
         Ok(output)
     }
@@ -110,7 +139,14 @@ mod tests {
 
     #[test]
     fn quoted_words_come_through_a_shell() {
-        for word in ["", "plain", "two words", "it's", "$HOME `id` \"x\" \\", "a\nb"] {
+        for word in [
+            "",
+            "plain",
+            "two words",
+            "it's",
+            "$HOME `id` \"x\" \\",
+            "a\nb",
+        ] {
             let script = format!("printf %s {}", quote(word));
             let output = process::run_ok(
                 Command::new("sh").args(["-c", &script]),

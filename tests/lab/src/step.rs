@@ -1,15 +1,284 @@
-//! stub
-use std::path::PathBuf;
-use anyhow::Result;
-/// o
-pub struct Options { /// f
-pub filters: Vec<String>, /// f
-pub stage: Option<PathBuf>, /// f
-pub logs: PathBuf, /// f
-pub keep: bool, /// f
-pub smp: u32, /// f
-pub mem: u32 }
-/// l
-pub fn print_names(_f: &[String]) {}
-/// r
-pub fn run_all(_o: &Options) -> Result<bool> { Ok(true) }
+//! Runs steps one after another in one lab, and reports each on one line.
+
+use std::any::Any;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Result, anyhow};
+
+use crate::guest;
+use crate::host::{BootOptions, Lab};
+use crate::logs;
+use crate::qemu::Lifetime;
+use crate::steps;
+
+/// One test: a function with a name that says what it shows.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    /// `ts-`, then what holds when it passes.
+    pub name: &'static str,
+    /// The test. It may also panic, by an `assert_eq!` for one.
+    pub run: fn(&mut Context) -> Result<()>,
+}
+
+/// What a step works with.
+#[derive(Debug)]
+pub struct Context {
+    lab: Lab,
+    stage: Option<PathBuf>,
+    all: bool,
+}
+
+impl Context {
+    /// The lab, up and without guests when a step begins.
+    pub fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// The lab, for a step that takes its power away. Such a step need not boot it again, but its place is at the
+    /// end of the list, since each boot costs half a minute or more.
+    pub fn lab_mut(&mut self) -> &mut Lab {
+        &mut self.lab
+    }
+
+    /// Skips the step unless the product is installed in dom0.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn needs_product(&self) -> Result<()> {
+        match self.stage {
+            Some(_) => Ok(()),
+            None => Err(skip("the product is not installed: give --stage DIR")),
+        }
+    }
+
+    /// Skips the step unless expensive ones were asked for.
+    ///
+    /// # Errors
+    /// When they were not.
+    pub fn is_expensive(&self) -> Result<()> {
+        if self.all {
+            Ok(())
+        } else {
+            Err(skip("expensive: give --all"))
+        }
+    }
+}
+
+/// Ends a step that cannot show anything here: `return Err(skip("why"))`.
+pub fn skip(reason: &str) -> anyhow::Error {
+    anyhow::Error::new(Skip(reason.to_owned()))
+}
+
+#[derive(Debug)]
+struct Skip(String);
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+/// What to run, and how.
+#[derive(Debug)]
+pub struct Options {
+    /// Parts of names; none means all steps.
+    pub filters: Vec<String>,
+    /// The product's staging directory.
+    pub stage: Option<PathBuf>,
+    /// Where the logs of failed steps go.
+    pub logs: PathBuf,
+    /// Whether the lab stays at the end.
+    pub keep: bool,
+    /// Whether expensive steps run too.
+    pub all: bool,
+    /// The lab's CPUs.
+    pub smp: u32,
+    /// The lab's memory in MiB.
+    pub mem: u32,
+}
+
+/// How many steps ended how.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: u32,
+    failed: u32,
+    skipped: u32,
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)?;
+        if self.skipped > 0 {
+            write!(f, ", {} skipped", self.skipped)?;
+        }
+        Ok(())
+    }
+}
+
+/// Prints the names of the steps that the filters leave.
+pub fn print_names(filters: &[String]) {
+    for step in chosen(filters) {
+        println!("{}", step.name);
+    }
+}
+
+/// Boots a lab, runs the steps and says whether none failed.
+///
+/// # Errors
+/// When the lab does not come up, or no step has such a name.
+pub fn run_all(options: &Options) -> Result<bool> {
+    let steps = chosen(&options.filters);
+    if steps.is_empty() {
+        return Err(anyhow!(
+            "no step's name contains {}",
+            options.filters.join(" or ")
+        ));
+    }
+    let lab = boot(options)?;
+    if let Some(stage) = &options.stage {
+        lab.install(stage)?;
+    }
+    let mut context = Context {
+        lab,
+        stage: options.stage.clone(),
+        all: options.all,
+    };
+    let mut tally = Tally::default();
+    for step in steps {
+        run_one(step, &mut context, options, &mut tally);
+    }
+    if options.keep {
+        eprintln!(
+            "lab: {} stays; `lab destroy --name {0}` ends it",
+            context.lab.name()
+        );
+    } else {
+        context.lab.destroy()?;
+    }
+    println!("{tally}");
+    Ok(tally.failed == 0)
+}
+
+fn chosen(filters: &[String]) -> Vec<&'static Step> {
+    steps::all()
+        .filter(|step| {
+            filters.is_empty() || filters.iter().any(|part| step.name.contains(part.as_str()))
+        })
+        .collect()
+}
+
+/// The product has no part in the boot, so a second attempt hides nothing of it; that there was one is said.
+fn boot(options: &Options) -> Result<Lab> {
+    let lifetime = if options.keep {
+        Lifetime::Detached
+    } else {
+        Lifetime::Process
+    };
+    let machine = BootOptions {
+        smp: options.smp,
+        mem: options.mem,
+        lifetime,
+    };
+    let name = format!("test-{}", std::process::id());
+    Lab::boot(&name, machine).or_else(|error| {
+        eprintln!("lab: THE LAB DID NOT COME UP: {error:#}");
+        if let Ok(lab) = Lab::attach(&name) {
+            let out = options.logs.join("first-boot");
+            keep_logs(&lab, &out);
+            lab.destroy()?;
+        }
+        eprintln!("lab: one more attempt");
+        Lab::boot(&name, machine)
+    })
+}
+
+fn run_one(step: &Step, context: &mut Context, options: &Options, tally: &mut Tally) {
+    let started = Instant::now();
+    let result = catch_unwind(AssertUnwindSafe(|| (step.run)(context)))
+        .unwrap_or_else(|panic| Err(anyhow!("{}", panic_text(panic.as_ref()))));
+    let seconds = started.elapsed().as_secs_f32();
+    match result {
+        Ok(()) => {
+            tally.passed += 1;
+            println!("ok    {} ({seconds:.1} s)", step.name);
+        }
+        Err(error) => {
+            if let Some(Skip(reason)) = error.downcast_ref() {
+                tally.skipped += 1;
+                println!("skip  {}: {reason}", step.name);
+            } else {
+                tally.failed += 1;
+                let out = options.logs.join(step.name);
+                println!(
+                    "FAIL  {} ({seconds:.1} s), logs in {}: {error:#}",
+                    step.name,
+                    out.display()
+                );
+                keep_logs(&context.lab, &out);
+            }
+        }
+    }
+    if let Err(error) = tidy(&mut context.lab) {
+        eprintln!("lab: after {}: {error:#}", step.name);
+    }
+}
+
+/// Leaves the lab as a step may expect it: up, without guests.
+fn tidy(lab: &mut Lab) -> Result<()> {
+    let tidied = if lab.is_healthy() {
+        guest::destroy_all(lab)
+    } else {
+        Err(anyhow!("lab is down"))
+    };
+    if let Err(error) = tidied {
+        eprintln!("lab: booting the host again: {error:#}");
+        lab.power_cut()?;
+        lab.start()?;
+        guest::destroy_all(lab)?;
+    }
+    Ok(())
+}
+
+fn keep_logs(lab: &Lab, out: &Path) {
+    if let Err(error) = logs::collect(lab, out) {
+        eprintln!("lab: the logs are not whole: {error:#}");
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "the step panicked".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_names_skipped_steps_only_if_there_are_any() {
+        let mut tally = Tally {
+            passed: 3,
+            failed: 0,
+            skipped: 0,
+        };
+        assert_eq!(tally.to_string(), "3 passed, 0 failed");
+        tally.skipped = 2;
+        assert_eq!(tally.to_string(), "3 passed, 0 failed, 2 skipped");
+    }
+
+    #[test]
+    fn every_step_has_a_name_of_its_own() {
+        let mut names: Vec<_> = steps::all().map(|step| step.name).collect();
+        assert!(names.iter().all(|name| name.starts_with("ts-")));
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}

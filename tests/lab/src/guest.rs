@@ -1,0 +1,516 @@
+//! Guests of a lab: made from a [`GuestSpec`], and asked questions over their consoles.
+//!
+//! What a guest understands is written in `assets/guest/answer`.
+
+use std::fmt::Write as _;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::host::Lab;
+use crate::ssh::quote;
+
+/// Where guests' files are in dom0, each in a directory of its own.
+pub const GUESTS_DIR: &str = "/var/lib/lab/guests";
+
+/// A PV guest needs some seconds, an HVM guest on a loaded machine two minutes.
+const READY_LIMIT: Duration = Duration::from_secs(180);
+
+/// Long enough for an answer on a loaded machine; what takes longer has a limit of its own.
+const ANSWER_SECONDS: u32 = 60;
+
+/// What sort of domain a guest is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Paravirtual: the quickest by far.
+    Pv,
+    /// Paravirtual in a hardware container.
+    Pvh,
+    /// Full virtualisation, with a device model and firmware.
+    Hvm,
+}
+
+/// What a guest is made of.
+#[derive(Debug, Clone)]
+pub struct GuestSpec {
+    name: String,
+    kind: Kind,
+    memory: u32,
+    disks: Vec<u32>,
+    lines: Vec<String>,
+}
+
+impl GuestSpec {
+    /// A PV guest of 128 MiB without a disk.
+    pub fn pv(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind: Kind::Pv,
+            memory: 128,
+            disks: vec![],
+            lines: vec![],
+        }
+    }
+
+    /// A guest of another kind; PVH and HVM get the 256 MiB that Debian's kernel needs there.
+    #[must_use]
+    pub fn kind(mut self, kind: Kind) -> Self {
+        self.kind = kind;
+        if kind != Kind::Pv {
+            self.memory = self.memory.max(256);
+        }
+        self
+    }
+
+    /// With this much memory, in MiB.
+    #[must_use]
+    pub fn memory(mut self, mib: u32) -> Self {
+        self.memory = mib;
+        self
+    }
+
+    /// With qcow2 disks of these sizes in MiB: xvda, xvdb, ...
+    #[must_use]
+    pub fn disks(mut self, sizes: &[u32]) -> Self {
+        self.disks = sizes.to_vec();
+        self
+    }
+
+    /// With one more line in its configuration file, such as `on_reboot="destroy"`.
+    #[must_use]
+    pub fn line(mut self, line: &str) -> Self {
+        self.lines.push(line.to_owned());
+        self
+    }
+
+    /// The directory of its files in dom0.
+    pub fn dir(&self) -> String {
+        dir_of(&self.name)
+    }
+
+    /// Its configuration file's path in dom0.
+    pub fn config_path(&self) -> String {
+        format!("{}/guest.cfg", self.dir())
+    }
+
+    /// Its configuration file's text.
+    pub fn config(&self) -> String {
+        let mut text = format!("name=\"{}\"\n", self.name);
+        let (kind, kernel, console) = match self.kind {
+            Kind::Pv => ("pv", "vmlinux", "hvc0"),
+            Kind::Pvh => ("pvh", "vmlinux", "hvc0"),
+            // Its firmware starts the kernel, which is the one that takes only the packed form.
+            Kind::Hvm => ("hvm", "vmlinuz", "ttyS0"),
+        };
+        let disks: Vec<_> = (0..self.disks.len())
+            .map(|index| {
+                let vdev = vdev(index);
+                format!(
+                    "\"format=qcow2,vdev={vdev},access=rw,backendtype=qdisk,target={}\"",
+                    disk_path(&self.name, &vdev)
+                )
+            })
+            .collect();
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "type=\"{kind}\"\nkernel=\"/root/guest/{kernel}\"\nramdisk=\"/root/guest/initrd\"\n\
+             extra=\"console={console} panic=1\"\nmemory={}\nvcpus=1\ndisk=[{}]",
+            self.memory,
+            disks.join(",")
+        );
+        if self.kind != Kind::Pv {
+            // The emulated SVM reports RDTSCP wrongly, so a guest whose TSC Xen emulates dies.
+            text.push_str("tsc_mode=\"native\"\n");
+        }
+        if self.kind == Kind::Hvm {
+            text.push_str("serial=\"pty\"\nvga=\"none\"\nvnc=0\n");
+        }
+        for line in &self.lines {
+            text.push_str(line);
+            text.push('\n');
+        }
+        text
+    }
+
+    /// Makes its disks and writes its configuration file, and does not start it.
+    ///
+    /// # Errors
+    /// When dom0 cannot do so.
+    pub fn prepare(&self, lab: &Lab) -> Result<()> {
+        let mut script = format!("mkdir -p {}", self.dir());
+        for (index, size) in self.disks.iter().enumerate() {
+            let path = disk_path(&self.name, &vdev(index));
+            let _ = write!(script, " && qemu-img create -q -f qcow2 {path} {size}M");
+        }
+        lab.run(&script)?;
+        lab.put_text(&self.config(), &self.config_path())
+    }
+}
+
+/// A guest that was started. It is looked up by its name each time, so that it may be restored, and have another
+/// domain number, at any time.
+#[derive(Debug, Clone)]
+pub struct Guest<'lab> {
+    lab: &'lab Lab,
+    name: String,
+}
+
+impl<'lab> Guest<'lab> {
+    /// Prepares and starts a guest by `xl create`, and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn create(lab: &'lab Lab, spec: &GuestSpec) -> Result<Self> {
+        spec.prepare(lab)?;
+        lab.run(&format!("xl create {}", spec.config_path()))
+            .with_context(|| format!("guest {} cannot be started", spec.name))?;
+        let guest = Self::attach(lab, &spec.name);
+        guest.wait_ready()?;
+        Ok(guest)
+    }
+
+    /// The guest that is called `name`, whoever started it.
+    pub fn attach(lab: &'lab Lab, name: &str) -> Self {
+        Self {
+            lab,
+            name: name.to_owned(),
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The directory of its files in dom0; free for files of a step, and removed after it.
+    pub fn dir(&self) -> String {
+        dir_of(&self.name)
+    }
+
+    /// The file of a disk in dom0 as the guest was created with; `vdev` is `xvda`, `xvdb`, ...
+    pub fn disk_path(&self, vdev: &str) -> String {
+        disk_path(&self.name, vdev)
+    }
+
+    /// The number of its domain now.
+    ///
+    /// # Errors
+    /// When there is no such domain.
+    pub fn domid(&self) -> Result<u32> {
+        let text = self.lab.run(&format!("xl domid {}", quote(&self.name)))?;
+        text.trim()
+            .parse()
+            .with_context(|| format!("xl domid printed {text:?}"))
+    }
+
+    /// Whether a domain of this name is there.
+    pub fn exists(&self) -> bool {
+        self.domid().is_ok()
+    }
+
+    /// Waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not within three minutes.
+    pub fn wait_ready(&self) -> Result<()> {
+        let end = Instant::now() + READY_LIMIT;
+        loop {
+            let script = format!("guest-ask {} 15 ping", quote(&self.name));
+            let output = self.lab.try_run(&script, Duration::from_secs(60))?;
+            match output.status {
+                0 => return Ok(()),
+                _ if Instant::now() < end => thread::sleep(Duration::from_millis(300)),
+                _ => bail!(
+                    "guest {} did not answer in {} s: {}",
+                    self.name,
+                    READY_LIMIT.as_secs(),
+                    output.stderr.trim()
+                ),
+            }
+        }
+    }
+
+    /// Sends a request and returns the answer.
+    ///
+    /// # Errors
+    /// When the guest refuses it, or does not answer within a minute.
+    pub fn ask(&self, request: &str) -> Result<String> {
+        self.ask_within(request, ANSWER_SECONDS)
+    }
+
+    /// As [`Guest::ask`], with a limit of its own.
+    ///
+    /// # Errors
+    /// As [`Guest::ask`].
+    pub fn ask_within(&self, request: &str, seconds: u32) -> Result<String> {
+        let script = format!(
+            "guest-ask {} {seconds} {}",
+            quote(&self.name),
+            quote(request)
+        );
+        let limit = Duration::from_secs(u64::from(seconds) + 30);
+        let output = self.lab.try_run(&script, limit)?;
+        let answer = output.stdout.trim_end_matches('\n');
+        match output.status {
+            0 => Ok(answer.to_owned()),
+            1 => bail!("guest {} refused `{request}`: {answer}", self.name),
+            _ => bail!(
+                "guest {} was asked `{request}`: {}",
+                self.name,
+                output.stderr.trim()
+            ),
+        }
+    }
+
+    /// Its count now, which it holds in memory only; it grows by about two per second.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn counter(&self) -> Result<u64> {
+        let answer = self.ask("counter")?;
+        answer
+            .parse()
+            .with_context(|| format!("the counter is {answer:?}"))
+    }
+
+    /// Waits until it has counted on beyond `before`.
+    ///
+    /// # Errors
+    /// When it does not within a minute.
+    pub fn wait_counter_beyond(&self, before: u64) -> Result<u64> {
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            let now = self.counter()?;
+            if now > before {
+                return Ok(now);
+            }
+            if Instant::now() >= end {
+                bail!(
+                    "guest {} answers but does not count beyond {before}",
+                    self.name
+                );
+            }
+            thread::sleep(Duration::from_millis(300));
+        }
+    }
+
+    /// What it drew when it booted: the same as long as its memory lives on.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn life_id(&self) -> Result<String> {
+        self.ask("id")
+    }
+
+    /// Keeps `value` under `key` in its memory.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn set_memory(&self, key: &str, value: &str) -> Result<()> {
+        self.ask(&format!("mem set {key} {value}")).map(drop)
+    }
+
+    /// The value that [`Guest::set_memory`] kept.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn get_memory(&self, key: &str) -> Result<String> {
+        self.ask(&format!("mem get {key}"))
+    }
+
+    /// Writes `mib` MiB of `pattern` lines to a disk at `offset` MiB, and flushes them. The first MiB is not free:
+    /// the guest marks its disks there.
+    ///
+    /// # Errors
+    /// When the guest cannot.
+    pub fn write(&self, vdev: &str, offset: u32, mib: u32, pattern: &str) -> Result<()> {
+        self.ask_within(&format!("write {vdev} {offset} {mib} {pattern}"), 60 + mib)
+            .map(drop)
+    }
+
+    /// The MD5 sum of a range of a disk, in MiB, as the guest reads it from the disk.
+    ///
+    /// # Errors
+    /// When the guest cannot.
+    pub fn sum(&self, vdev: &str, offset: u32, mib: u32) -> Result<String> {
+        self.ask_within(&format!("sum {vdev} {offset} {mib}"), 60 + mib)
+    }
+
+    /// Stops or resumes the marking of the disks. When this returns, no mark is on its way any more.
+    ///
+    /// # Errors
+    /// When the guest does not answer.
+    pub fn mark_disks(&self, on: bool) -> Result<()> {
+        self.ask(if on { "ticks on" } else { "ticks off" })
+            .map(drop)
+    }
+
+    /// Powers it off from within and waits until its domain is gone.
+    ///
+    /// # Errors
+    /// When it stays.
+    pub fn poweroff(&self) -> Result<()> {
+        self.ask("poweroff")?;
+        self.wait_gone()
+    }
+
+    /// Waits until there is no domain of this name, and no device model of it.
+    ///
+    /// # Errors
+    /// When it stays for a minute.
+    pub fn wait_gone(&self) -> Result<()> {
+        let name = quote(&self.name);
+        // The brackets keep pgrep from finding this very script.
+        // The device model still flushes and closes the images after the domain has left the list.
+        let script = format!(
+            "tries=0; while xl domid {name} >/dev/null 2>&1 || pgrep -f -- '-[n]ame {name}( |$)' >/dev/null; do \
+             tries=$((tries + 1)); [ $tries -gt 120 ] && exit 1; sleep 0.5; done"
+        );
+        self.lab
+            .run(&script)
+            .map(drop)
+            .with_context(|| format!("guest {} does not go", self.name))
+    }
+
+    /// Destroys its domain; its files stay.
+    ///
+    /// # Errors
+    /// When there is none, or it stays.
+    pub fn destroy(&self) -> Result<()> {
+        self.lab.run(&format!("xl destroy {}", quote(&self.name)))?;
+        self.wait_gone()
+    }
+}
+
+/// What the guest wrote last to sector 1 of a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mark {
+    /// The number of the mark. The disks are marked in their order, each flushed before the next, so at any instant
+    /// an earlier disk's number is equal to a later one's or one ahead.
+    pub seq: u64,
+    /// The guest's count when it wrote.
+    pub tick: u64,
+    /// The guest's life.
+    pub life: String,
+}
+
+impl Mark {
+    /// Reads the mark from the image `path` in dom0, of any depth of backing files; `None` when the disk was
+    /// never marked.
+    ///
+    /// # Errors
+    /// When the image cannot be read or the mark cannot be understood.
+    pub fn read(lab: &Lab, path: &str) -> Result<Option<Self>> {
+        let path = quote(path);
+        let script = format!(
+            "raw=$(mktemp) && qemu-img dd -U -f qcow2 -O raw bs=512 count=2 if={path} of=$raw >/dev/null && \
+             tail -c 512 $raw | tr -d '\\0'; status=$?; rm -f $raw; exit $status"
+        );
+        Self::parse(&lab.run(&script)?)
+    }
+
+    fn parse(text: &str) -> Result<Option<Self>> {
+        let words: Vec<_> = text.split_ascii_whitespace().collect();
+        match words[..] {
+            [] => Ok(None),
+            ["mark", seq, "tick", tick, "life", life] => Ok(Some(Self {
+                seq: seq.parse().with_context(|| format!("mark {seq:?}"))?,
+                tick: tick.parse().with_context(|| format!("tick {tick:?}"))?,
+                life: life.to_owned(),
+            })),
+            _ => bail!("sector 1 does not hold a mark: {text:?}"),
+        }
+    }
+}
+
+/// The MD5 sum of a range, in MiB, of the image `path` as dom0 reads it.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn image_sum(lab: &Lab, path: &str, offset: u32, mib: u32) -> Result<String> {
+    let path = quote(path);
+    lab.run(&format!(
+        "raw=$(mktemp) && qemu-img convert -U -f qcow2 -O raw {path} $raw && \
+         dd if=$raw bs=1M skip={offset} count={mib} status=none | md5sum | cut -d' ' -f1; \
+         status=$?; rm -f $raw; exit $status"
+    ))
+}
+
+/// The MD5 sum of what [`Guest::write`] writes.
+///
+/// # Errors
+/// When dom0 does not answer.
+pub fn pattern_sum(lab: &Lab, pattern: &str, mib: u32) -> Result<String> {
+    let pattern = quote(pattern);
+    lab.run(&format!(
+        "yes {pattern} | head -c {mib}M | md5sum | cut -d' ' -f1"
+    ))
+}
+
+/// Destroys all guests of `lab` and removes their files.
+///
+/// # Errors
+/// When one of them stays.
+pub fn destroy_all(lab: &Lab) -> Result<()> {
+    lab.run(&format!(
+        "for id in $(xl list | awk 'NR > 1 && $2 > 0 {{ print $2 }}'); do xl destroy $id; done; \
+         tries=0; while [ $(xl list | wc -l) -gt 2 ]; do \
+         tries=$((tries + 1)); [ $tries -gt 60 ] && exit 1; sleep 0.5; done; \
+         rm -rf {GUESTS_DIR}"
+    ))
+    .map(drop)
+    .context("the guests cannot be cleaned up")
+}
+
+fn dir_of(name: &str) -> String {
+    format!("{GUESTS_DIR}/{name}")
+}
+
+fn disk_path(name: &str, vdev: &str) -> String {
+    format!("{}/{vdev}.qcow2", dir_of(name))
+}
+
+fn vdev(index: usize) -> String {
+    let letter = b"abcdefghijklmnop".get(index).copied().unwrap_or(b'p');
+    format!("xvd{}", char::from(letter))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_read_back() {
+        let text = "mark 7 tick 12 life 0a-1b      \n";
+        let mark = Mark {
+            seq: 7,
+            tick: 12,
+            life: "0a-1b".to_owned(),
+        };
+        assert_eq!(Mark::parse(text).unwrap(), Some(mark));
+        assert_eq!(Mark::parse("").unwrap(), None);
+        assert!(Mark::parse("mark 7 tick").is_err());
+    }
+
+    #[test]
+    fn a_guest_with_two_disks_names_both() {
+        let config = GuestSpec::pv("g")
+            .disks(&[64, 32])
+            .line("on_crash=\"destroy\"")
+            .config();
+        assert!(config.contains(
+            "vdev=xvda,access=rw,backendtype=qdisk,target=/var/lib/lab/guests/g/xvda.qcow2"
+        ));
+        assert!(config.contains("vdev=xvdb"));
+        assert!(config.ends_with("on_crash=\"destroy\"\n"));
+    }
+
+    #[test]
+    fn a_hardware_guest_keeps_the_native_clock() {
+        let config = GuestSpec::pv("g").kind(Kind::Pvh).config();
+        assert!(config.contains("tsc_mode=\"native\""));
+        assert!(config.contains("memory=256"));
+    }
+}

@@ -1,0 +1,15 @@
+//! The steps, one file per feature. `tests/lab/README.md` tells how to add one.
+
+mod guests;
+mod power;
+mod save;
+mod xen;
+
+use crate::step::Step;
+
+/// All steps in the order in which they run: those that take the power away are last.
+pub fn all() -> impl Iterator<Item = &'static Step> {
+    [xen::STEPS, guests::STEPS, save::STEPS, power::STEPS]
+        .into_iter()
+        .flatten()
+}
