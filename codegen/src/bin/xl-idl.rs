@@ -1,0 +1,118 @@
+//! Command line of the IDL compiler.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use libxl_idl::emit::{self, CHeaderOptions, Compat};
+use libxl_idl::{Diagnostics, Model, output};
+
+/// Compiles libxl's IDL.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Checks a file.
+    Check {
+        /// The IDL file.
+        file: PathBuf,
+    },
+    /// Writes the resolved model as JSON.
+    Dump(InputOutput),
+    /// Writes the C header.
+    CHeader {
+        #[command(flatten)]
+        files: InputOutput,
+        /// A header to include, such as `libxl.h`; can be repeated.
+        #[arg(long)]
+        include: Vec<String>,
+        /// The release of Xen whose generator to follow, as `4.7`; else it is derived from the input.
+        #[arg(long)]
+        compat: Option<Compat>,
+    },
+}
+
+#[derive(Args)]
+struct InputOutput {
+    /// The IDL file.
+    file: PathBuf,
+    /// Where to write; standard output if not given. An unchanged file is left alone.
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("{0}")]
+    Idl(#[from] Diagnostics),
+    #[error("xl-idl: cannot read {path}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("xl-idl: cannot write {path}")]
+    Write { path: PathBuf, source: std::io::Error },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            match std::error::Error::source(&failure) {
+                Some(source) => eprintln!("{failure}: {source}"),
+                None => eprintln!("{failure}"),
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Check { file } => compile(&file).map(drop),
+        Command::Dump(files) => {
+            let model = compile(&files.file)?;
+            write(&files, &emit::json(&model))
+        }
+        Command::CHeader { files, include, compat } => {
+            let model = compile(&files.file)?;
+            let options = CHeaderOptions {
+                file_name: header_name(&files),
+                includes: include,
+                compat: compat.unwrap_or_default(),
+            };
+            write(&files, &emit::c_header(&model, &options))
+        }
+    }
+}
+
+fn compile(path: &Path) -> Result<Model, Failure> {
+    let source = std::fs::read_to_string(path)
+        .map_err(|source| Failure::Read { path: path.to_owned(), source })?;
+    Ok(libxl_idl::compile(&source, &path.display().to_string())?)
+}
+
+/// The name of the output; for standard output the one that libxl gives to the header of this IDL.
+fn header_name(files: &InputOutput) -> String {
+    match &files.output {
+        Some(output) => output.display().to_string(),
+        None => {
+            let stem = files.file.file_stem().unwrap_or_default();
+            format!("_{}.h", stem.to_string_lossy())
+        }
+    }
+}
+
+fn write(files: &InputOutput, content: &str) -> Result<(), Failure> {
+    match &files.output {
+        Some(path) => output::write_if_changed(path, content)
+            .map(drop)
+            .map_err(|source| Failure::Write { path: path.clone(), source }),
+        None => std::io::stdout().write_all(content.as_bytes()).map_err(|source| {
+            Failure::Write { path: PathBuf::from("standard output"), source }
+        }),
+    }
+}

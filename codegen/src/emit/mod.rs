@@ -1,0 +1,9 @@
+//! The emitters: one model, one emitter per output. None of them knows of another's text.
+
+mod c_header;
+mod compat;
+mod json;
+
+pub use c_header::{CHeaderOptions, c_header};
+pub use compat::Compat;
+pub use json::json;
