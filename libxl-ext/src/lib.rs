@@ -1,1 +1,17 @@
-//! Placeholder for the first commit.
+//! Snapshots of Xen domains, memory and disks, over libxl and the qdisk backend.
+//!
+//! [`snapshot::Host`] is the way in. `docs/ARCHITECTURE.md` shows how the modules work together.
+
+pub mod error;
+pub mod event;
+pub mod exec;
+mod memory;
+pub mod model;
+pub mod observe;
+pub mod plan;
+pub mod port;
+pub mod snapshot;
+pub mod store;
+pub mod types;
+
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,142 @@
+//! The engine: one plan from its first step to its last, or back.
+
+use super::journal::Journal;
+use super::perform::{Measured, Performer};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Observer;
+use crate::plan::{Operation, Plan};
+use crate::port::Ports;
+use crate::store::{DomainLock, DomainStore};
+use std::cmp::Ordering;
+
+/// How an operation ended that did what it should.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What went wrong after the operation was completed, in what only tidies up.
+    pub left_over: Option<Error>,
+}
+
+/// Carries out `plan`. The lock says that nobody else works on the domain.
+///
+/// # Errors
+/// The error of the step that failed; everything is then as it was before. If that could not be brought
+/// about, [`ErrorKind::NeedsRepair`] says what is left to do; the journal stays for recovery.
+pub fn run(
+    plan: &Plan,
+    ports: &Ports,
+    store: &DomainStore,
+    _lock: &DomainLock,
+    observer: &dyn Observer,
+) -> Result<Outcome> {
+    let mut journal = Journal::create(store, plan)?;
+    let performer = Performer {
+        ports,
+        store,
+        observer,
+        plan,
+        after_crash: false,
+    };
+    let mut measured = Measured::default();
+    let no_return = plan.point_of_no_return();
+    for (at, step) in plan.steps.iter().enumerate() {
+        performer.post_progress(at);
+        let result = abort_wanted(observer, at <= no_return)
+            .and_then(|()| journal.begin(at))
+            .and_then(|()| performer.perform(step, &mut measured))
+            .and_then(|()| journal.done(at));
+        let Err(error) = result else { continue };
+        // A commit that failed may have happened all the same, when only its flush did not.
+        let committed = match at.cmp(&no_return) {
+            Ordering::Less => Ok(false),
+            Ordering::Equal => performer.committed(),
+            Ordering::Greater => Ok(true),
+        };
+        return match committed {
+            Ok(false) => Err(give_up(plan, at, error, journal, &performer)),
+            Ok(true) => finish_later(plan, journal, error, &performer),
+            Err(unknown) => Err(in_doubt(plan, &error, unknown)),
+        };
+    }
+    performer.withdraw_progress();
+    journal.close()?;
+    Ok(Outcome { left_over: None })
+}
+
+fn abort_wanted(observer: &dyn Observer, harmless: bool) -> Result<()> {
+    if harmless && observer.wants_abort() {
+        return Err(Error::new(ErrorKind::Aborted, "stopped on request"));
+    }
+    Ok(())
+}
+
+/// Takes everything back and says so; keeps the first error.
+fn give_up(
+    plan: &Plan,
+    at: usize,
+    error: Error,
+    mut journal: Journal,
+    performer: &Performer<'_>,
+) -> Error {
+    let outcome = match performer
+        .take_back(&mut journal, at, 0)
+        .and_then(|()| journal.close())
+    {
+        Ok(()) => error.while_doing(format!(
+            "{} of '{}' failed, and domain '{}', its disks and its snapshots are as they were",
+            plan.operation.as_str(),
+            plan.snapshot,
+            plan.domain
+        )),
+        Err(undo) => Error::new(
+            ErrorKind::NeedsRepair,
+            format!(
+                "{} of '{}' failed ({}), and could not be taken back completely",
+                plan.operation.as_str(),
+                plan.snapshot,
+                error.report()
+            ),
+        )
+        .because(undo)
+        .hint("remove what stands in the way; the next command for this domain goes on with it"),
+    };
+    performer.withdraw_progress();
+    outcome
+}
+
+/// The operation is completed; only tidying up failed.
+fn finish_later(
+    plan: &Plan,
+    journal: Journal,
+    error: Error,
+    performer: &Performer<'_>,
+) -> Result<Outcome> {
+    performer.withdraw_progress();
+    if plan.operation == Operation::SnapshotDelete {
+        // The record says that the deletion has begun: giving the command again finishes it.
+        journal.close()?;
+        return Err(error
+            .while_doing(format!(
+                "snapshot '{}' of domain '{}' is deleted only in part",
+                plan.snapshot, plan.domain
+            ))
+            .hint("give the command again when the cause is removed"));
+    }
+    Ok(Outcome {
+        left_over: Some(error),
+    })
+}
+
+/// Nobody can say whether the operation committed: neither way is taken.
+fn in_doubt(plan: &Plan, error: &Error, unknown: Error) -> Error {
+    Error::new(
+        ErrorKind::NeedsRepair,
+        format!(
+            "{} of '{}' failed ({}), and the record cannot be read to see how far it got",
+            plan.operation.as_str(),
+            plan.snapshot,
+            error.report()
+        ),
+    )
+    .because(unknown)
+    .hint("make the record readable; the next command for this domain goes on")
+}

@@ -1,0 +1,12 @@
+//! Carrying out a plan: journal the intent, do the steps, take them back on an error, and after a crash
+//! finish what had committed and take back what had not.
+
+mod engine;
+mod journal;
+mod perform;
+mod recover;
+#[cfg(test)]
+mod tests;
+
+pub use engine::{Outcome, run};
+pub use recover::{Recovered, recover};

@@ -1,0 +1,374 @@
+//! What each step does. Every step looks first, so that doing it again changes nothing.
+
+use super::journal::Journal;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Observer;
+use crate::memory;
+use crate::model::disk::{DiskTarget, Stamp};
+use crate::model::domain::{DomainLife, DomainState, GuestState};
+use crate::model::name::SnapshotId;
+use crate::model::record::{DomainRecord, MemoryProof, SnapshotRecord};
+use crate::plan::{Plan, Step, StoreChange};
+use crate::port::{DomainView, Ports};
+use crate::store::DomainStore;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long a guest that was asked to suspend when we were killed may take to do so.
+const SETTLE_LIMIT: Duration = Duration::from_secs(8);
+
+/// What was learned on the way and belongs into the record.
+#[derive(Default)]
+pub(super) struct Measured {
+    memory: Option<MemoryProof>,
+    stamps: BTreeMap<Box<Path>, Stamp>,
+}
+
+/// Everything that a step needs.
+pub(super) struct Performer<'a> {
+    pub(super) ports: &'a Ports,
+    pub(super) store: &'a DomainStore,
+    pub(super) observer: &'a dyn Observer,
+    pub(super) plan: &'a Plan,
+    /// Whether an earlier process was killed in the middle, so that a guest may still be about to
+    /// suspend.
+    pub(super) after_crash: bool,
+}
+
+impl Performer<'_> {
+    /// Does one step.
+    pub(super) fn perform(&self, step: &Step, measured: &mut Measured) -> Result<()> {
+        tracing::info!(%step, "step");
+        self.observer.step(&step.to_string());
+        match step {
+            Step::Prove { id, disks } => self.prove(*id, disks),
+            Step::CreateDirectory { id } => self.store.create_snapshot_directory(*id),
+            Step::Wake { life } => self.wake(*life),
+            Step::Pause { life } => self.pause(*life),
+            Step::SaveMemory {
+                life, id, estimate, ..
+            } => {
+                let path = self.store.partial_memory_path(*id);
+                let toolstack = &*self.ports.toolstack;
+                self.still_there(*life)?;
+                let proof =
+                    memory::write_image(toolstack, life.domid, &path, *estimate, self.observer)?;
+                measured.memory = Some(proof);
+                Ok(())
+            }
+            Step::SnapshotDisks { life, id, disks } => {
+                self.ports.block.snapshot(*life, &id.tag(), disks)?;
+                self.read_stamps(*life, *id, disks, measured)
+            }
+            Step::SnapshotImages { id, disks } => disks
+                .iter()
+                .try_for_each(|disk| self.ports.images.create_snapshot(disk, &id.tag())),
+            Step::Resume { life, guest } => self.resume(*life, *guest),
+            Step::Seal { id } => self.store.seal_memory(*id),
+            Step::Destroy { life, .. } => self.destroy(*life),
+            Step::ApplyImages { id, disks, .. } => disks
+                .iter()
+                .try_for_each(|disk| self.ports.images.apply_snapshot(disk, &id.tag())),
+            Step::Restore { id, uuid } => self.restore(*id, *uuid),
+            Step::RestoreUnlessAlive { id, life } => self.restore_unless_alive(*id, *life),
+            Step::DestroyRestored { uuid } => self.destroy_by_uuid(*uuid),
+            Step::Start { uuid, guest } => self.start(*uuid, *guest),
+            Step::Commit { change } => self.commit(change, measured),
+            Step::DeleteTags { id, disks } => self.delete_tags(*id, disks),
+            Step::RemoveDirectory { id } => self.store.remove_snapshot_directory(*id),
+            Step::Announce => self.announce(),
+        }
+    }
+
+    /// Takes back the steps up to and including `last`, of which the first `skip` undo steps were done
+    /// by an earlier process.
+    pub(super) fn take_back(&self, journal: &mut Journal, last: usize, skip: usize) -> Result<()> {
+        // An undo is worth more than its journal: without room for entries it goes on regardless.
+        if skip == 0 {
+            let _ = journal.undoing(last);
+        }
+        for (at, step) in self.plan.undo_from(last).iter().enumerate().skip(skip) {
+            self.perform(step, &mut Measured::default())?;
+            let _ = journal.undone(at + 1);
+        }
+        Ok(())
+    }
+
+    /// Whether the store shows that the operation got past its point of no return.
+    pub(super) fn committed(&self) -> Result<bool> {
+        Ok(self.store.load()?.last_operation == Some(self.plan.id))
+    }
+
+    /// Tells other tools how far the operation is. Failures to do so are of no consequence.
+    pub(super) fn post_progress(&self, done: usize) {
+        let kind = self.plan.operation.as_str();
+        let value = format!("{kind} {done} {} running", self.plan.steps.len());
+        self.on_board("post", |domid| self.ports.board.post(domid, "job", &value));
+    }
+
+    /// The operation has ended.
+    pub(super) fn withdraw_progress(&self) {
+        self.on_board("withdraw", |domid| self.ports.board.withdraw(domid, "job"));
+    }
+
+    fn on_board(&self, what: &str, act: impl FnOnce(u32) -> Result<()>) {
+        let result = self.find_by_name().and_then(|view| match view {
+            Some(view) => act(view.life.domid),
+            None => Ok(()),
+        });
+        if let Err(error) = result {
+            tracing::warn!("{what} in xenstore: {}", error.report());
+        }
+    }
+
+    fn prove(&self, id: SnapshotId, disks: &[DiskTarget]) -> Result<()> {
+        let record = self.recorded(id)?;
+        let proof = record.memory.as_ref().ok_or_else(|| {
+            Error::new(
+                ErrorKind::Corrupt,
+                format!("snapshot '{}' has no memory image", record.name()),
+            )
+        })?;
+        memory::prove(&self.store.memory_path(id), proof, self.observer)?;
+        for disk in disks {
+            let facts = self.ports.images.facts(&disk.image, disk.format)?;
+            if facts.is_none_or(|facts| facts.snapshot(&id.tag()).is_none()) {
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    format!(
+                        "{} ({}) no longer holds {}",
+                        disk.image.display(),
+                        disk.vdev,
+                        id.tag()
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn recorded(&self, id: SnapshotId) -> Result<SnapshotRecord> {
+        self.store.load()?.get(id).cloned().ok_or_else(|| {
+            Error::new(
+                ErrorKind::Stale,
+                format!("snapshot {id} is no longer recorded"),
+            )
+        })
+    }
+
+    fn still_there(&self, life: DomainLife) -> Result<DomainView> {
+        self.look(life)?.ok_or_else(|| {
+            Error::new(
+                ErrorKind::Stale,
+                format!("domain {} is no longer there", life.domid),
+            )
+        })
+    }
+
+    /// The domain, if this life of it has not ended.
+    fn look(&self, life: DomainLife) -> Result<Option<DomainView>> {
+        Ok(self
+            .ports
+            .hypervisor
+            .look(life.domid)?
+            .filter(|view| view.life == life))
+    }
+
+    fn wake(&self, life: DomainLife) -> Result<()> {
+        match self.still_there(life)?.state {
+            DomainState::Paused => self.ports.toolstack.unpause(life.domid),
+            _ => Ok(()),
+        }
+    }
+
+    fn pause(&self, life: DomainLife) -> Result<()> {
+        match self.look(life)?.map(|view| view.state) {
+            Some(DomainState::Running) => self.ports.toolstack.pause(life.domid),
+            _ => Ok(()),
+        }
+    }
+
+    fn read_stamps(
+        &self,
+        life: DomainLife,
+        id: SnapshotId,
+        disks: &[DiskTarget],
+        measured: &mut Measured,
+    ) -> Result<()> {
+        let nodes = self.ports.block.nodes(life)?;
+        let tag = id.tag();
+        for disk in disks {
+            let snapshot = nodes
+                .iter()
+                .filter(|node| node.image == disk.image)
+                .find_map(|node| node.facts.snapshot(&tag))
+                .ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::Toolstack,
+                        format!("QEMU made no snapshot {tag} in {}", disk.image.display()),
+                    )
+                })?;
+            measured.stamps.insert(disk.image.clone(), snapshot.stamp);
+        }
+        Ok(())
+    }
+
+    /// Lets a domain go on that was suspended, or was about to be when we were killed.
+    fn resume(&self, life: DomainLife, guest: GuestState) -> Result<()> {
+        let Some(view) = self.settled(life)? else {
+            return Ok(());
+        };
+        if view.state != DomainState::Suspended {
+            return Ok(());
+        }
+        if guest == GuestState::Paused {
+            // Paused first, it does not run between the two.
+            self.ports.toolstack.pause(life.domid)?;
+        }
+        self.ports.toolstack.resume(life.domid)
+    }
+
+    fn settled(&self, life: DomainLife) -> Result<Option<DomainView>> {
+        let deadline = Instant::now() + SETTLE_LIMIT;
+        loop {
+            let view = self.look(life)?;
+            let may_change = view.is_some_and(|view| view.state == DomainState::Running);
+            if !self.after_crash || !may_change || Instant::now() >= deadline {
+                return Ok(view);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn destroy(&self, life: DomainLife) -> Result<()> {
+        if self.look(life)?.is_none() {
+            return Ok(());
+        }
+        // Taken before the domain goes: afterwards nothing leads to the process.
+        let qemu = self.ports.block.process(life);
+        self.ports.toolstack.destroy(life.domid)?;
+        match qemu {
+            Ok(qemu) => qemu.wait_until_gone(),
+            // A domain without disks of ours has no QEMU to wait for.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn restore(&self, id: SnapshotId, uuid: uuid::Uuid) -> Result<()> {
+        // What an earlier attempt left half-built.
+        self.destroy_by_uuid(uuid)?;
+        self.ports
+            .restorer
+            .restore_paused(&self.store.memory_path(id))?;
+        match self.find_by_uuid(uuid)? {
+            Some(view) if view.state == DomainState::Paused => Ok(()),
+            Some(view) => Err(Error::new(
+                ErrorKind::Toolstack,
+                format!(
+                    "the restored domain {} is {} instead of paused",
+                    view.life.domid, view.state
+                ),
+            )),
+            None => Err(Error::new(
+                ErrorKind::Toolstack,
+                format!("`xl restore` reported success and there is no domain with UUID {uuid}"),
+            )),
+        }
+    }
+
+    fn restore_unless_alive(&self, id: SnapshotId, life: DomainLife) -> Result<()> {
+        match self.look(life)? {
+            Some(view) if view.state != DomainState::Dying => Ok(()),
+            _ => self.restore(id, life.uuid),
+        }
+    }
+
+    fn destroy_by_uuid(&self, uuid: uuid::Uuid) -> Result<()> {
+        while let Some(view) = self.find_by_uuid(uuid)? {
+            self.destroy(view.life)?;
+        }
+        Ok(())
+    }
+
+    fn start(&self, uuid: uuid::Uuid, guest: GuestState) -> Result<()> {
+        let Some(view) = self.find_by_uuid(uuid)? else {
+            return Ok(());
+        };
+        match (guest, view.state) {
+            (GuestState::Running, DomainState::Paused) => {
+                self.ports.toolstack.unpause(view.life.domid)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn commit(&self, change: &StoreChange, measured: &Measured) -> Result<()> {
+        let mut record = self.store.load()?;
+        apply(&mut record, change, measured);
+        record.generation += 1;
+        record.last_operation = Some(self.plan.id);
+        self.store.save(&record)
+    }
+
+    fn delete_tags(&self, id: SnapshotId, disks: &[DiskTarget]) -> Result<()> {
+        let tag = id.tag();
+        let view = self.find_by_name()?;
+        let nodes = match view {
+            Some(view) => self.ports.block.nodes(view.life).unwrap_or_default(),
+            None => Vec::new(),
+        };
+        for disk in disks {
+            match view {
+                Some(view) if nodes.iter().any(|node| node.image == disk.image) => {
+                    self.ports.block.delete_snapshot(view.life, &tag, disk)?;
+                }
+                _ => self.ports.images.delete_snapshot(disk, &tag)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn announce(&self) -> Result<()> {
+        let record = self.store.load()?;
+        let name = record
+            .current
+            .and_then(|id| record.get(id))
+            .map(|current| current.name().to_owned());
+        self.on_board("announce", |domid| match &name {
+            Some(name) => self.ports.board.post(domid, "current-snapshot", name),
+            None => self.ports.board.withdraw(domid, "current-snapshot"),
+        });
+        Ok(())
+    }
+
+    fn find_by_name(&self) -> Result<Option<DomainView>> {
+        match self.ports.toolstack.domid_of(&self.plan.domain)? {
+            Some(domid) => self.ports.hypervisor.look(domid),
+            None => Ok(None),
+        }
+    }
+
+    fn find_by_uuid(&self, uuid: uuid::Uuid) -> Result<Option<DomainView>> {
+        self.ports.hypervisor.find(uuid)
+    }
+}
+
+fn apply(record: &mut DomainRecord, change: &StoreChange, measured: &Measured) {
+    match change {
+        StoreChange::Add { record: new } => {
+            if record.get(new.id).is_some() {
+                return;
+            }
+            let mut new = (**new).clone();
+            new.memory.clone_from(&measured.memory);
+            for proof in &mut new.disks {
+                proof.stamp = measured.stamps.get(&proof.target.image).copied();
+            }
+            record.add(new);
+        }
+        StoreChange::SetCurrent { id } => record.current = Some(*id),
+        StoreChange::MarkDeleting { id } => record.mark_deleting(*id),
+        StoreChange::Remove { id } => record.remove(*id),
+    }
+}

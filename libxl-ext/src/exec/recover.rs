@@ -1,0 +1,94 @@
+//! After a crash: look at the journal that an earlier process left, and end what it began.
+
+use super::journal::Journal;
+use super::perform::{Measured, Performer};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Observer;
+use crate::plan::{Operation, Plan};
+use crate::port::Ports;
+use crate::store::{DomainLock, DomainStore};
+
+/// What recovery did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recovered {
+    /// There was nothing to do.
+    Nothing,
+    /// An operation that had committed was finished.
+    Finished(String),
+    /// An operation that had not committed was taken back.
+    TakenBack(String),
+}
+
+/// Ends the operation that an earlier process left unfinished: what had passed its point of no return is
+/// finished, everything else is taken back. Doing it again, also after a crash of its own, is fine.
+///
+/// # Errors
+/// [`ErrorKind::NeedsRepair`] if a step cannot be done; the journal stays for the next attempt.
+pub fn recover(
+    ports: &Ports,
+    store: &DomainStore,
+    _lock: &DomainLock,
+    observer: &dyn Observer,
+) -> Result<Recovered> {
+    let Some((mut journal, progress)) = Journal::left_over(store)? else {
+        return Ok(Recovered::Nothing);
+    };
+    let plan = &progress.plan;
+    let performer = Performer {
+        ports,
+        store,
+        observer,
+        plan,
+        after_crash: true,
+    };
+    let what = format!("{} of '{}'", plan.operation.as_str(), plan.snapshot);
+    if performer.committed()? {
+        // The commit itself may have been done without its entry: it is not done again.
+        let from = progress.done.max(plan.point_of_no_return() + 1);
+        let finished = finish(&performer, &mut journal, plan, from);
+        return match finished {
+            Ok(()) => journal.close().map(|()| Recovered::Finished(what)),
+            Err(error) if plan.operation == Operation::SnapshotDelete => {
+                // The record says so too, and the user can give the command again.
+                journal.close()?;
+                observer.note(&format!("{what} is not finished: {}", error.report()));
+                Ok(Recovered::Nothing)
+            }
+            Err(error) => Err(stuck(&what, "finished", error)),
+        };
+    }
+    let (last, skip) = match (progress.undoing, progress.begun) {
+        (Some(undoing), _) => undoing,
+        (None, Some(begun)) => (begun, 0),
+        (None, None) => return journal.close().map(|()| Recovered::Nothing),
+    };
+    performer
+        .take_back(&mut journal, last, skip)
+        .and_then(|()| journal.close())
+        .map_err(|error| stuck(&what, "taken back", error))?;
+    performer.withdraw_progress();
+    Ok(Recovered::TakenBack(what))
+}
+
+fn finish(
+    performer: &Performer<'_>,
+    journal: &mut Journal,
+    plan: &Plan,
+    from: usize,
+) -> Result<()> {
+    for (at, step) in plan.steps.iter().enumerate().skip(from) {
+        performer.perform(step, &mut Measured::default())?;
+        journal.done(at)?;
+    }
+    performer.withdraw_progress();
+    Ok(())
+}
+
+fn stuck(what: &str, how: &str, error: Error) -> Error {
+    Error::new(
+        ErrorKind::NeedsRepair,
+        format!("{what} was interrupted and cannot be {how}"),
+    )
+    .because(error)
+    .hint("remove what stands in the way; the next command for this domain goes on with it")
+}

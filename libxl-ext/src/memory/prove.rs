@@ -1,0 +1,157 @@
+//! Proving a memory image whole, and handing out a copy of it.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Observer, Progress};
+use crate::model::record::MemoryProof;
+use crate::store::atomic;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+use xxhash_rust::xxh3::Xxh3;
+
+/// How much is read at a time, in bytes.
+const CHUNK: usize = 1 << 20;
+
+/// Reads the image at `path` and compares it with what is recorded of it.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`] if it is another length or content, [`ErrorKind::Io`] if it cannot be read.
+pub(crate) fn prove(path: &Path, proof: &MemoryProof, observer: &dyn Observer) -> Result<()> {
+    scan(path, proof, observer, |_| Ok(()))
+}
+
+/// Copies the image at `path` to a new file that stock `xl restore` takes, proving it on the way. A
+/// copy that is not whole is removed.
+///
+/// # Errors
+/// As [`prove`]; [`ErrorKind::Io`] and [`ErrorKind::NoSpace`] if the copy cannot be written, also when
+/// there is a file of that name.
+pub(crate) fn export(
+    path: &Path,
+    proof: &MemoryProof,
+    to: &Path,
+    observer: &dyn Observer,
+) -> Result<()> {
+    let failed = |error| Error::io(format!("write {}", to.display()), error);
+    let mut copy = atomic::create_new(to)?;
+    let done = scan(path, proof, observer, |chunk| {
+        copy.write_all(chunk).map_err(failed)
+    })
+    .and_then(|()| copy.sync_all().map_err(failed));
+    if done.is_err() {
+        // The file is the one that we created; the failure above is the one to report.
+        let _ = std::fs::remove_file(to);
+    }
+    done
+}
+
+fn scan(
+    path: &Path,
+    proof: &MemoryProof,
+    observer: &dyn Observer,
+    mut each: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let corrupt = |how: String| {
+        Error::new(
+            ErrorKind::Corrupt,
+            format!("memory image {} {how}", path.display()),
+        )
+    };
+    let unreadable = |error| Error::io(format!("read {}", path.display()), error);
+    let mut file: File = atomic::open_own(path)?;
+    let length = file.metadata().map_err(unreadable)?.len();
+    if length != proof.bytes {
+        return Err(corrupt(format!(
+            "has {length} bytes instead of {}",
+            proof.bytes
+        )));
+    }
+    let mut hash = Xxh3::new();
+    let mut chunk = vec![0; CHUNK];
+    let mut done = 0;
+    loop {
+        if observer.wants_abort() {
+            return Err(Error::new(
+                ErrorKind::Aborted,
+                "stopped while the memory image was read",
+            ));
+        }
+        let length = file.read(&mut chunk).map_err(unreadable)?;
+        if length == 0 {
+            break;
+        }
+        hash.update(&chunk[..length]);
+        each(&chunk[..length])?;
+        done += length as u64;
+        observer.progress(Progress {
+            done,
+            total: proof.bytes,
+            bytes: true,
+        });
+    }
+    if format!("{:032x}", hash.digest128()) != proof.xxh3 {
+        return Err(corrupt("is damaged: its checksum does not match".into()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Unobserved;
+    use std::fs;
+
+    fn image() -> (tempfile::TempDir, std::path::PathBuf, MemoryProof) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("memory");
+        let content = vec![7_u8; CHUNK + 5];
+        fs::write(&path, &content).unwrap();
+        let xxh3 = format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&content));
+        let proof = MemoryProof {
+            bytes: content.len() as u64,
+            xxh3,
+        };
+        (directory, path, proof)
+    }
+
+    #[test]
+    fn one_changed_byte_or_a_missing_one_is_found() {
+        let (_keep, path, proof) = image();
+        prove(&path, &proof, &Unobserved).unwrap();
+        let mut content = fs::read(&path).unwrap();
+        content[CHUNK] ^= 1;
+        fs::write(&path, &content).unwrap();
+        assert_eq!(
+            prove(&path, &proof, &Unobserved).unwrap_err().kind(),
+            ErrorKind::Corrupt
+        );
+        fs::write(&path, &content[1..]).unwrap();
+        assert_eq!(
+            prove(&path, &proof, &Unobserved).unwrap_err().kind(),
+            ErrorKind::Corrupt
+        );
+    }
+
+    #[test]
+    fn a_link_planted_in_its_place_is_refused() {
+        let (directory, path, proof) = image();
+        let moved = directory.path().join("elsewhere");
+        fs::rename(&path, &moved).unwrap();
+        std::os::unix::fs::symlink(&moved, &path).unwrap();
+        assert!(prove(&path, &proof, &Unobserved).is_err());
+    }
+
+    #[test]
+    fn an_export_is_equal_and_never_overwrites() {
+        let (directory, path, proof) = image();
+        let to = directory.path().join("copy");
+        export(&path, &proof, &to, &Unobserved).unwrap();
+        assert_eq!(fs::read(&to).unwrap(), fs::read(&path).unwrap());
+        assert!(export(&path, &proof, &to, &Unobserved).is_err());
+        assert!(to.exists(), "a file that was there before stays");
+        fs::write(&path, b"damaged").unwrap();
+        let other = directory.path().join("other");
+        assert!(export(&path, &proof, &other, &Unobserved).is_err());
+        assert!(!other.exists());
+    }
+}

@@ -1,0 +1,121 @@
+//! Writing a memory image: libxl writes into a pipe, a thread of ours copies to the file.
+//!
+//! With the pipe in between, the death of this process ends libxl's helper too (its next write fails),
+//! so that nobody writes to a file that recovery removes.
+
+use super::header::header;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Observer, Progress};
+use crate::model::record::MemoryProof;
+use crate::port::Toolstack;
+use crate::store::atomic;
+use rustix::pipe::{PipeFlags, pipe_with};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+use xxhash_rust::xxh3::Xxh3;
+
+/// How much is copied at a time, in bytes, and how much the pipe holds.
+const CHUNK: usize = 1 << 20;
+
+/// Suspends the domain and writes its configuration and memory to a new file at `path`. The domain
+/// stays suspended. `estimate` is the length to expect, in bytes, for the progress.
+///
+/// The file is not flushed here: the guest waits, and the store seals the file once it runs again.
+///
+/// # Errors
+/// [`ErrorKind::NoSpace`] or [`ErrorKind::Io`] if the file cannot be written, [`ErrorKind::Aborted`] if
+/// the observer wants so, else what libxl says. The domain may be suspended after a failure.
+pub(crate) fn write_image(
+    toolstack: &dyn Toolstack,
+    domid: u32,
+    path: &Path,
+    estimate: u64,
+    observer: &dyn Observer,
+) -> Result<MemoryProof> {
+    let configuration = toolstack.configuration(domid)?;
+    let mut image = Image {
+        file: atomic::create_new(path)?,
+        name: path.display().to_string(),
+        hash: Xxh3::new(),
+        bytes: 0,
+    };
+    image.append(&header(&configuration.json)?)?;
+    let (source, sink) = pipe_with(PipeFlags::CLOEXEC)
+        .map_err(|error| Error::io("make a pipe for the memory", error))?;
+    // A smaller pipe works as well, only slower.
+    let _ = rustix::pipe::fcntl_setpipe_size(&sink, CHUNK);
+    let (saved, copied) = std::thread::scope(|scope| {
+        let copier = scope.spawn(move || copy(source.into(), image, estimate, observer));
+        let saved = toolstack.suspend_to(domid, sink.as_fd(), observer);
+        drop(sink);
+        (saved, copier.join())
+    });
+    let copied = copied.unwrap_or_else(|_| {
+        Err(Error::new(
+            ErrorKind::Io,
+            "the thread that writes memory panicked",
+        ))
+    });
+    match (saved, copied) {
+        // If the file could not be written, libxl's complaint about the pipe only follows from it.
+        (_, Err(error)) | (Err(error), _) => Err(error),
+        (Ok(()), Ok(image)) => Ok(image.proof()),
+    }
+}
+
+fn copy(
+    mut source: File,
+    mut image: Image,
+    estimate: u64,
+    observer: &dyn Observer,
+) -> Result<Image> {
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        if observer.wants_abort() {
+            return Err(Error::new(
+                ErrorKind::Aborted,
+                "stopped while the memory was written",
+            ));
+        }
+        let length = match source.read(&mut chunk) {
+            Ok(0) => return Ok(image),
+            Ok(length) => length,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(Error::io("read the memory from libxl", error)),
+        };
+        image.append(&chunk[..length])?;
+        observer.progress(Progress {
+            done: image.bytes,
+            total: estimate.max(image.bytes),
+            bytes: true,
+        });
+    }
+}
+
+/// The file being written and what is known of it so far.
+struct Image {
+    file: File,
+    name: String,
+    hash: Xxh3,
+    bytes: u64,
+}
+
+impl Image {
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file
+            .write_all(bytes)
+            .map_err(|error| Error::io(format!("write {}", self.name), error))?;
+        self.hash.update(bytes);
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn proof(self) -> MemoryProof {
+        MemoryProof {
+            bytes: self.bytes,
+            xxh3: format!("{:032x}", self.hash.digest128()),
+        }
+    }
+}

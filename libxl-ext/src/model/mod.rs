@@ -1,0 +1,7 @@
+//! Plain data and its rules: names, disks, the snapshot tree. Nothing here does I/O.
+
+pub mod disk;
+pub mod domain;
+pub mod name;
+pub mod record;
+pub mod tree;

@@ -1,0 +1,196 @@
+//! Asks the ports once and returns plain data, from which everything is then decided.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::disk::{DeviceDisk, ImageFacts, ImageFormat};
+use crate::model::domain::{DomainLife, DomainState, GuestType};
+use crate::model::name::SnapshotId;
+use crate::model::record::DomainRecord;
+use crate::port::{DomainView, Ports};
+use crate::store::{DomainStore, Store};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::path::PathBuf;
+use xxhash_rust::xxh3::xxh3_128;
+
+/// All that a plan is made of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Inventory {
+    /// Name of the domain.
+    pub domain: String,
+    /// The running domain, if there is one.
+    pub live: Option<LiveDomain>,
+    /// What the store keeps.
+    pub record: DomainRecord,
+    /// Every qcow2 image that the running domain or a snapshot names; `None` where the file is missing.
+    pub images: BTreeMap<PathBuf, Option<ImageFacts>>,
+    /// Length in bytes of each snapshot's memory image; none where the file is missing.
+    pub memory: BTreeMap<SnapshotId, u64>,
+    /// Bytes that can be written below the store.
+    pub free_bytes: u64,
+}
+
+/// A domain that exists now.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LiveDomain {
+    /// Which life.
+    pub life: DomainLife,
+    /// What it is doing.
+    pub state: DomainState,
+    /// The guest's type.
+    pub guest_type: GuestType,
+    /// Its memory, in bytes.
+    pub memory_bytes: u64,
+    /// Its disks, in the order of its configuration.
+    pub disks: Vec<DeviceDisk>,
+}
+
+impl Inventory {
+    /// A hash of all that a plan's soundness rests on. Free space and memory size are left out: they
+    /// change by themselves, and running out of room is survived.
+    pub fn basis(&self) -> String {
+        let live = self
+            .live
+            .as_ref()
+            .map(|live| (live.life, live.state, &live.disks));
+        let basis = (&self.domain, live, &self.record, &self.images, &self.memory);
+        let text = serde_json::to_vec(&basis).unwrap_or_default();
+        format!("{:032x}", xxh3_128(&text))
+    }
+}
+
+/// A domain that a user named.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Its name.
+    pub name: String,
+    /// Its part of the store.
+    pub store: DomainStore,
+    /// What the hypervisor says, if it exists now.
+    pub view: Option<DomainView>,
+}
+
+/// Finds the domain that `spec` means: a domid or a name, as `xl` takes them; a name may also be that
+/// of a domain that is not running, if snapshots of it are kept.
+///
+/// # Errors
+/// [`ErrorKind::NoSuchDomain`]; [`ErrorKind::DomainState`] for domain 0.
+pub fn resolve(ports: &Ports, store: &Store, spec: &str) -> Result<Target> {
+    let unknown = || {
+        Error::new(
+            ErrorKind::NoSuchDomain,
+            format!("there is no domain '{spec}'"),
+        )
+        .hint("`xl list` shows the domains that are running")
+    };
+    // As xl does it: digits are a domid, also where a domain is so named.
+    let domid = match spec.parse::<u32>() {
+        Ok(domid) => Some(domid),
+        Err(_) => ports.toolstack.domid_of(spec)?,
+    };
+    if domid == Some(0) {
+        return Err(Error::new(
+            ErrorKind::DomainState,
+            "domain 0 is the host itself: it cannot be snapshotted",
+        ));
+    }
+    let view = match domid {
+        Some(domid) => ports.hypervisor.look(domid)?,
+        None => None,
+    };
+    let name = match view {
+        // A dying domain may have lost its name.
+        Some(view) => ports
+            .toolstack
+            .name_of(view.life.domid)?
+            .unwrap_or_else(|| spec.to_owned()),
+        None => spec.to_owned(),
+    };
+    let target = Target {
+        store: store.domain(&name),
+        name,
+        view,
+    };
+    if target.view.is_none() && !target.store.exists() {
+        return Err(unknown());
+    }
+    Ok(target)
+}
+
+/// Looks at everything that belongs to a domain.
+///
+/// # Errors
+/// What the ports and the store report; [`ErrorKind::DomainState`] for a dying domain.
+pub fn observe(ports: &Ports, target: &Target) -> Result<Inventory> {
+    let record = target.store.load()?;
+    let live = target
+        .view
+        .map(|view| observe_live(ports, &target.name, view))
+        .transpose()?;
+    let mut images = BTreeMap::new();
+    if let Some(live) = &live {
+        // The domain's QEMU knows best what is in the images that it has open.
+        if live
+            .disks
+            .iter()
+            .any(|disk| disk.backend.as_deref() == Some("qdisk"))
+        {
+            for node in ports.block.nodes(live.life)? {
+                if node.driver == ImageFormat::Qcow2.driver() {
+                    images.insert(node.image.into_path_buf(), Some(node.facts));
+                }
+            }
+        }
+    }
+    for proof in record.snapshots.iter().flat_map(|snapshot| &snapshot.disks) {
+        let path = proof.target.image.to_path_buf();
+        if let Entry::Vacant(unseen) = images.entry(path) {
+            let facts = ports.images.facts(unseen.key(), proof.target.format)?;
+            unseen.insert(facts);
+        }
+    }
+    let memory = record
+        .snapshots
+        .iter()
+        .filter_map(|snapshot| {
+            let file = std::fs::symlink_metadata(target.store.memory_path(snapshot.id)).ok()?;
+            file.is_file().then_some((snapshot.id, file.len()))
+        })
+        .collect();
+    Ok(Inventory {
+        domain: target.name.clone(),
+        live,
+        record,
+        images,
+        memory,
+        free_bytes: target.store.free_bytes()?,
+    })
+}
+
+fn observe_live(ports: &Ports, name: &str, view: DomainView) -> Result<LiveDomain> {
+    if view.state == DomainState::Dying {
+        return Err(Error::new(
+            ErrorKind::DomainState,
+            format!("domain '{name}' (domid {}) is dying", view.life.domid),
+        )
+        .hint("wait until `xl list` no longer shows it"));
+    }
+    let configuration = ports.toolstack.configuration(view.life.domid)?;
+    let disks = match configuration.value.get("disks") {
+        None => Vec::new(),
+        Some(disks) => Vec::<DeviceDisk>::deserialize(disks).map_err(|error| {
+            Error::new(
+                ErrorKind::Toolstack,
+                format!("read the disks of domain '{name}'"),
+            )
+            .because(error)
+        })?,
+    };
+    Ok(LiveDomain {
+        life: view.life,
+        state: view.state,
+        guest_type: configuration.guest_type,
+        memory_bytes: view.memory_bytes,
+        disks,
+    })
+}

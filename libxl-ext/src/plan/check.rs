@@ -1,0 +1,198 @@
+//! What every plan must satisfy, whichever planner wrote it. A plan that breaks a rule is a bug of the
+//! planner and is refused before anything is touched.
+
+use super::{Plan, Step, StoreChange};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::disk::DiskTarget;
+use crate::model::name::SnapshotId;
+use crate::observe::Inventory;
+use std::collections::BTreeSet;
+
+/// Proves that `plan` loses nothing that `inventory` knows of.
+///
+/// # Errors
+/// [`ErrorKind::InvalidRequest`] naming the rule that is broken and the step that breaks it.
+pub fn check(plan: &Plan, inventory: &Inventory) -> Result<()> {
+    let mut state = Checker {
+        referred: inventory
+            .record
+            .snapshots
+            .iter()
+            .map(|snapshot| snapshot.id)
+            .collect(),
+        suspended: false,
+        gone: inventory.live.is_none(),
+        sealed: BTreeSet::new(),
+        covered: BTreeSet::new(),
+        proven: BTreeSet::new(),
+        committed: false,
+    };
+    for (at, step) in plan.steps.iter().enumerate() {
+        state.step(step).map_err(|rule| {
+            Error::new(
+                ErrorKind::InvalidRequest,
+                format!("the plan is unsound: step {} ({step}) {rule}", at + 1),
+            )
+            .hint("this is a bug of libxl-ext; nothing was changed")
+        })?;
+    }
+    let ends_well = if state.suspended {
+        Err("the domain would be left suspended")
+    } else if !state.committed {
+        Err("nothing would be recorded")
+    } else {
+        Ok(())
+    };
+    ends_well.map_err(|rule| {
+        Error::new(
+            ErrorKind::InvalidRequest,
+            format!("the plan is unsound: {rule}"),
+        )
+    })
+}
+
+/// What is true after the steps so far.
+struct Checker {
+    /// Snapshots that the record will still refer to.
+    referred: BTreeSet<SnapshotId>,
+    suspended: bool,
+    gone: bool,
+    sealed: BTreeSet<SnapshotId>,
+    /// Content that is kept: this snapshot holds this image.
+    covered: BTreeSet<(SnapshotId, Box<std::path::Path>)>,
+    proven: BTreeSet<SnapshotId>,
+    committed: bool,
+}
+
+impl Checker {
+    fn step(&mut self, step: &Step) -> Result<(), &'static str> {
+        match step {
+            Step::Prove { id, .. } => {
+                self.proven.insert(*id);
+            }
+            Step::SaveMemory { id, .. } => {
+                require(!self.gone, "saves a domain that is gone")?;
+                require(
+                    !self.referred.contains(id),
+                    "overwrites a snapshot's memory",
+                )?;
+                self.suspended = true;
+            }
+            Step::SnapshotDisks { id, disks, .. } => {
+                require(!self.gone, "asks the QEMU of a domain that is gone")?;
+                require(
+                    self.first_of(*id),
+                    "splits one snapshot over two transactions",
+                )?;
+                self.cover(*id, disks);
+            }
+            Step::SnapshotImages { id, disks } => self.cover(*id, disks),
+            Step::Resume { .. } => self.suspended = false,
+            Step::Seal { id } => {
+                self.sealed.insert(*id);
+            }
+            Step::Destroy { fallback, .. } => {
+                require(
+                    !self.proven.is_empty(),
+                    "destroys before a snapshot was proven whole",
+                )?;
+                if let Some((id, _)) = fallback {
+                    require(
+                        self.sealed.contains(id),
+                        "destroys before the present memory is durable",
+                    )?;
+                }
+                require(
+                    fallback.is_some() || !self.suspended,
+                    "destroys a guest whose memory is not kept",
+                )?;
+                self.gone = true;
+                self.suspended = false;
+            }
+            Step::ApplyImages {
+                id,
+                instead_of,
+                disks,
+            } => {
+                require(
+                    self.gone,
+                    "changes images under a domain that has them open",
+                )?;
+                require(
+                    self.proven.contains(id),
+                    "applies a snapshot that was not proven whole",
+                )?;
+                require(
+                    disks
+                        .iter()
+                        .all(|disk| self.covered.contains(&(*instead_of, disk.image.clone()))),
+                    "overwrites disk content that no snapshot keeps",
+                )?;
+            }
+            Step::Restore { id, .. } => {
+                require(self.gone, "restores beside a domain that is there")?;
+                require(
+                    self.proven.contains(id),
+                    "restores a snapshot that was not proven whole",
+                )?;
+            }
+            Step::Commit { change } => {
+                require(!self.suspended, "commits while the guest stands still")?;
+                self.committed = true;
+                match change {
+                    StoreChange::Add { record } => {
+                        require(
+                            self.sealed.contains(&record.id),
+                            "records memory that is not durable",
+                        )?;
+                        require(
+                            record.disks.iter().all(|proof| {
+                                self.covered
+                                    .contains(&(record.id, proof.target.image.clone()))
+                            }),
+                            "records a disk that was not snapshotted",
+                        )?;
+                        self.referred.insert(record.id);
+                    }
+                    StoreChange::MarkDeleting { id } | StoreChange::Remove { id } => {
+                        self.referred.remove(id);
+                    }
+                    StoreChange::SetCurrent { id } => {
+                        require(
+                            self.referred.contains(id),
+                            "makes an unknown snapshot current",
+                        )?;
+                    }
+                }
+            }
+            Step::DeleteTags { id, .. } | Step::RemoveDirectory { id } => {
+                require(self.committed, "deletes before the point of no return")?;
+                require(
+                    !self.referred.contains(id),
+                    "deletes what a snapshot refers to",
+                )?;
+            }
+            Step::RestoreUnlessAlive { .. } | Step::DestroyRestored { .. } | Step::Pause { .. } => {
+                return Err("belongs to an undo");
+            }
+            Step::CreateDirectory { .. }
+            | Step::Wake { .. }
+            | Step::Start { .. }
+            | Step::Announce => {}
+        }
+        Ok(())
+    }
+
+    fn first_of(&self, id: SnapshotId) -> bool {
+        self.covered.iter().all(|(covered, _)| *covered != id)
+    }
+
+    fn cover(&mut self, id: SnapshotId, disks: &[DiskTarget]) {
+        self.covered
+            .extend(disks.iter().map(|disk| (id, disk.image.clone())));
+    }
+}
+
+fn require(holds: bool, otherwise: &'static str) -> Result<(), &'static str> {
+    if holds { Ok(()) } else { Err(otherwise) }
+}

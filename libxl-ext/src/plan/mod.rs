@@ -1,0 +1,142 @@
+//! Plans: immutable data that says what an operation will do, step by step, before it does anything.
+//!
+//! The planners ([`create`], [`revert`], [`delete`]) are pure: an [`Inventory`] and a request go in, a
+//! [`Plan`] or a refusal comes out. [`check`] proves of every plan that it cannot lose data, whichever
+//! planner wrote it. How a step is taken back is a step too ([`Step::taken_back_by`]), so that an error
+//! and a crash are undone by the same code.
+
+mod check;
+mod create;
+mod delete;
+mod render;
+mod revert;
+mod step;
+
+pub use check::check;
+pub use create::{CreateRequest, create};
+pub use delete::{DeleteRequest, delete};
+pub use revert::{RevertRequest, revert};
+pub use step::{Step, StoreChange};
+
+use crate::model::name::SnapshotId;
+use crate::observe::Inventory;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// What an operation will do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Identity of the operation, by which the store knows whether it committed.
+    pub id: Uuid,
+    /// What the user asked for.
+    pub operation: Operation,
+    /// Name of the domain.
+    pub domain: String,
+    /// Name of the snapshot.
+    pub snapshot: String,
+    /// The steps, in order.
+    pub steps: Vec<Step>,
+    /// What it will cost.
+    pub cost: Cost,
+    /// What the user should know beforehand.
+    pub notes: Vec<String>,
+    /// [`Inventory::basis`] of the inventory that it was made from.
+    pub basis: String,
+}
+
+/// The operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Operation {
+    /// Take a snapshot.
+    SnapshotCreate,
+    /// Go back to a snapshot.
+    SnapshotRevert,
+    /// Remove a snapshot.
+    SnapshotDelete,
+}
+
+impl Operation {
+    /// The command's name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SnapshotCreate => "snapshot-create",
+            Self::SnapshotRevert => "snapshot-revert",
+            Self::SnapshotDelete => "snapshot-delete",
+        }
+    }
+}
+
+/// Space and data movement, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Guest memory that is written, at most, while the guest stands still.
+    pub memory_written: u64,
+    /// Memory images that are read.
+    pub memory_read: u64,
+    /// Room that has to be free below the store.
+    pub room_needed: u64,
+    /// Room that is free there.
+    pub room_free: u64,
+    /// Room that is given back in the end.
+    pub room_released: u64,
+}
+
+/// What a planner may not make up itself: identities and the time.
+#[derive(Clone, Copy, Debug)]
+pub struct Fresh {
+    /// For the operation.
+    pub operation: Uuid,
+    /// For the snapshot that is created: the user's, or the one that revert makes for its own safety.
+    pub snapshot: SnapshotId,
+    /// Seconds since the epoch.
+    pub now: u64,
+}
+
+impl Fresh {
+    /// New identities, and the time of this host's clock.
+    pub fn now() -> Self {
+        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Self {
+            operation: Uuid::new_v4(),
+            snapshot: SnapshotId::random(),
+            now: since_epoch.map_or(0, |time| time.as_secs()),
+        }
+    }
+}
+
+impl Plan {
+    fn new(inventory: &Inventory, operation: Operation, fresh: &Fresh, snapshot: &str) -> Self {
+        Self {
+            id: fresh.operation,
+            operation,
+            domain: inventory.domain.clone(),
+            snapshot: snapshot.to_owned(),
+            steps: Vec::new(),
+            cost: Cost {
+                room_free: inventory.free_bytes,
+                ..Cost::default()
+            },
+            notes: Vec::new(),
+            basis: inventory.basis(),
+        }
+    }
+
+    /// The step after which the operation is completed and no longer undone: the first commit.
+    pub fn point_of_no_return(&self) -> usize {
+        self.steps
+            .iter()
+            .position(|step| matches!(step, Step::Commit { .. }))
+            .unwrap_or(self.steps.len())
+    }
+
+    /// The steps that take back everything up to and including step `last`, newest first.
+    pub fn undo_from(&self, last: usize) -> Vec<Step> {
+        self.steps
+            .iter()
+            .take(last + 1)
+            .rev()
+            .flat_map(Step::taken_back_by)
+            .collect()
+    }
+}

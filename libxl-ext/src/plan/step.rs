@@ -1,0 +1,303 @@
+//! The vocabulary of plans. A step names everything that it works on; nothing is decided later.
+
+use crate::model::disk::DiskTarget;
+use crate::model::domain::{DomainLife, GuestState};
+use crate::model::name::SnapshotId;
+use crate::model::record::SnapshotRecord;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use uuid::Uuid;
+
+/// One step. Doing a step again that was done before changes nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub enum Step {
+    /// Read a snapshot's memory image and look at its disks: is it whole?
+    Prove {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Where its disk state is.
+        disks: Vec<DiskTarget>,
+    },
+    /// Make a snapshot's directory in the store.
+    CreateDirectory {
+        /// The snapshot.
+        id: SnapshotId,
+    },
+    /// Let a paused domain run, since a guest suspends itself and has to run for that.
+    Wake {
+        /// The domain.
+        life: DomainLife,
+    },
+    /// Pause a domain that runs.
+    Pause {
+        /// The domain.
+        life: DomainLife,
+    },
+    /// Suspend the domain and write its memory.
+    SaveMemory {
+        /// The domain.
+        life: DomainLife,
+        /// Where the image goes.
+        id: SnapshotId,
+        /// How the guest was before.
+        guest: GuestState,
+        /// Length to expect, in bytes.
+        estimate: u64,
+    },
+    /// Make an internal snapshot of disks that the domain's QEMU has open: one transaction.
+    SnapshotDisks {
+        /// The domain.
+        life: DomainLife,
+        /// The snapshot; the images carry its tag.
+        id: SnapshotId,
+        /// The disks.
+        disks: Vec<DiskTarget>,
+    },
+    /// Make an internal snapshot in images that nobody has open.
+    SnapshotImages {
+        /// The snapshot; the images carry its tag.
+        id: SnapshotId,
+        /// The images.
+        disks: Vec<DiskTarget>,
+    },
+    /// Let the suspended domain go on.
+    Resume {
+        /// The domain.
+        life: DomainLife,
+        /// Running or paused.
+        guest: GuestState,
+    },
+    /// Make a memory image durable.
+    Seal {
+        /// The snapshot.
+        id: SnapshotId,
+    },
+    /// Destroy the domain and wait until its QEMU has let go of the images.
+    Destroy {
+        /// The domain.
+        life: DomainLife,
+        /// The memory image to bring it back from, with the state that it was in; none for a domain
+        /// that could not go on anyway.
+        fallback: Option<(SnapshotId, GuestState)>,
+    },
+    /// Make the images' content that of a snapshot.
+    ApplyImages {
+        /// The snapshot.
+        id: SnapshotId,
+        /// The snapshot that holds the content to go back to.
+        instead_of: SnapshotId,
+        /// The images.
+        disks: Vec<DiskTarget>,
+    },
+    /// Make a domain out of a memory image. It does not run yet.
+    Restore {
+        /// The snapshot.
+        id: SnapshotId,
+        /// UUID that the domain will have.
+        uuid: Uuid,
+    },
+    /// The same, unless the domain as it was is still there.
+    RestoreUnlessAlive {
+        /// The snapshot.
+        id: SnapshotId,
+        /// The domain as it was.
+        life: DomainLife,
+    },
+    /// Remove a domain that was restored but not used.
+    DestroyRestored {
+        /// Its UUID.
+        uuid: Uuid,
+    },
+    /// Let a restored domain be as it should: run, or stay paused.
+    Start {
+        /// Its UUID.
+        uuid: Uuid,
+        /// Running or paused.
+        guest: GuestState,
+    },
+    /// Change the record in the store.
+    Commit {
+        /// The change.
+        change: StoreChange,
+    },
+    /// Delete a snapshot from the images.
+    DeleteTags {
+        /// The snapshot.
+        id: SnapshotId,
+        /// The images.
+        disks: Vec<DiskTarget>,
+    },
+    /// Remove a snapshot's directory from the store.
+    RemoveDirectory {
+        /// The snapshot.
+        id: SnapshotId,
+    },
+    /// Post the name of the current snapshot in xenstore.
+    Announce,
+}
+
+/// A change of the record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "change", rename_all = "kebab-case")]
+pub enum StoreChange {
+    /// A new snapshot below the current one. What was measured on the way is filled in.
+    Add {
+        /// The snapshot.
+        record: Box<SnapshotRecord>,
+    },
+    /// The present state comes from this snapshot.
+    SetCurrent {
+        /// The snapshot.
+        id: SnapshotId,
+    },
+    /// The snapshot's deletion has begun.
+    MarkDeleting {
+        /// The snapshot.
+        id: SnapshotId,
+    },
+    /// The snapshot is gone.
+    Remove {
+        /// The snapshot.
+        id: SnapshotId,
+    },
+}
+
+impl Step {
+    /// The steps that take this one back, also when it was done only in part or not at all.
+    pub fn taken_back_by(&self) -> Vec<Self> {
+        match self {
+            Self::CreateDirectory { id } => vec![Self::RemoveDirectory { id: *id }],
+            Self::Wake { life } => vec![Self::Pause { life: *life }],
+            Self::SaveMemory { life, guest, .. } => {
+                vec![Self::Resume {
+                    life: *life,
+                    guest: *guest,
+                }]
+            }
+            Self::SnapshotDisks { id, disks, .. } | Self::SnapshotImages { id, disks } => {
+                vec![Self::DeleteTags {
+                    id: *id,
+                    disks: disks.clone(),
+                }]
+            }
+            Self::Destroy {
+                life,
+                fallback: Some((id, guest)),
+            } => vec![
+                Self::RestoreUnlessAlive {
+                    id: *id,
+                    life: *life,
+                },
+                Self::Start {
+                    uuid: life.uuid,
+                    guest: *guest,
+                },
+            ],
+            Self::ApplyImages {
+                id,
+                instead_of,
+                disks,
+            } => vec![Self::ApplyImages {
+                id: *instead_of,
+                instead_of: *id,
+                disks: disks.clone(),
+            }],
+            Self::Restore { uuid, .. } => vec![Self::DestroyRestored { uuid: *uuid }],
+            // These change nothing that has to be taken back, or stand behind the point of no return.
+            Self::Prove { .. }
+            | Self::Pause { .. }
+            | Self::Resume { .. }
+            | Self::Seal { .. }
+            | Self::Destroy { fallback: None, .. }
+            | Self::RestoreUnlessAlive { .. }
+            | Self::DestroyRestored { .. }
+            | Self::Start { .. }
+            | Self::Commit { .. }
+            | Self::DeleteTags { .. }
+            | Self::RemoveDirectory { .. }
+            | Self::Announce => Vec::new(),
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Prove { id, .. } => write!(f, "check that snapshot {id} is whole"),
+            Self::CreateDirectory { id } => write!(f, "make directory {id} in the store"),
+            Self::Wake { life } => {
+                write!(f, "unpause domain {} so that it can suspend", life.domid)
+            }
+            Self::Pause { life } => write!(f, "pause domain {}", life.domid),
+            Self::SaveMemory { life, id, .. } => {
+                write!(
+                    f,
+                    "suspend domain {} and write its memory to {id}/memory",
+                    life.domid
+                )
+            }
+            Self::SnapshotDisks { life, id, disks } => {
+                write!(
+                    f,
+                    "in one transaction of domain {}'s QEMU, snapshot ",
+                    life.domid
+                )?;
+                list(f, disks)?;
+                write!(f, " as {}", id.tag())
+            }
+            Self::SnapshotImages { id, disks } => {
+                f.write_str("snapshot ")?;
+                list(f, disks)?;
+                write!(f, " as {}", id.tag())
+            }
+            Self::Resume { life, guest } => write!(f, "let domain {} go on, {guest}", life.domid),
+            Self::Seal { id } => write!(f, "flush {id}/memory to the disk"),
+            Self::Destroy { life, .. } => write!(f, "destroy domain {}", life.domid),
+            Self::ApplyImages { id, disks, .. } => {
+                f.write_str("set ")?;
+                list(f, disks)?;
+                write!(f, " to {}", id.tag())
+            }
+            Self::Restore { id, .. } => write!(f, "restore the domain from {id}/memory, paused"),
+            Self::RestoreUnlessAlive { id, life } => {
+                write!(
+                    f,
+                    "unless domain {} is still there, restore it from {id}/memory",
+                    life.domid
+                )
+            }
+            Self::DestroyRestored { .. } => f.write_str("destroy the restored domain"),
+            Self::Start {
+                guest: GuestState::Running,
+                ..
+            } => f.write_str("let the domain run"),
+            Self::Start {
+                guest: GuestState::Paused,
+                ..
+            } => f.write_str("leave the domain paused"),
+            Self::Commit { change } => match change {
+                StoreChange::Add { record } => write!(f, "record snapshot '{}'", record.name()),
+                StoreChange::SetCurrent { id } => write!(f, "record {id} as the current snapshot"),
+                StoreChange::MarkDeleting { id } => {
+                    write!(f, "record that the deletion of {id} has begun")
+                }
+                StoreChange::Remove { id } => write!(f, "record that {id} is gone"),
+            },
+            Self::DeleteTags { id, disks } => {
+                write!(f, "delete {} from ", id.tag())?;
+                list(f, disks)
+            }
+            Self::RemoveDirectory { id } => write!(f, "remove directory {id} from the store"),
+            Self::Announce => f.write_str("post the current snapshot in xenstore"),
+        }
+    }
+}
+
+fn list(f: &mut fmt::Formatter<'_>, disks: &[DiskTarget]) -> fmt::Result {
+    for (at, disk) in disks.iter().enumerate() {
+        let separator = if at == 0 { "" } else { ", " };
+        write!(f, "{separator}{} ({})", disk.vdev, disk.image.display())?;
+    }
+    Ok(())
+}

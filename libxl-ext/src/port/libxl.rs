@@ -1,0 +1,220 @@
+//! libxl behind [`Toolstack`]: the calls that only the toolstack may make.
+
+use super::libxl_log::Logger;
+use super::libxl_sys as sys;
+use super::{Configuration, Toolstack};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Observer;
+use crate::model::domain::GuestType;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
+
+/// A libxl context of our own, with its logger.
+pub struct Libxl {
+    ctx: *mut sys::libxl_ctx,
+    logger: Box<Logger>,
+}
+
+impl Libxl {
+    /// Opens a context.
+    ///
+    /// # Errors
+    /// If this is not a Xen host's domain 0, or the caller is not root.
+    pub fn open() -> Result<Self> {
+        let logger = Box::new(Logger::new());
+        let mut ctx = ptr::null_mut();
+        // SAFETY: the out-pointer is ours; the logger is boxed and outlives the context, since `drop`
+        // frees the context first.
+        let rc = unsafe { sys::libxl_ctx_alloc(&raw mut ctx, 0, 0, logger.as_xtl()) };
+        if rc != 0 || ctx.is_null() {
+            return Err(explain(&logger, rc, "open libxl".into())
+                .hint("run this as root in domain 0 of a Xen host"));
+        }
+        Ok(Self { ctx, logger })
+    }
+
+    fn check(&self, rc: c_int, what: impl FnOnce() -> String) -> Result<()> {
+        if rc == 0 {
+            self.logger.take_errors();
+            return Ok(());
+        }
+        Err(explain(&self.logger, rc, what()))
+    }
+}
+
+impl Drop for Libxl {
+    fn drop(&mut self) {
+        // SAFETY: the context came from libxl_ctx_alloc and is freed once.
+        unsafe { sys::libxl_ctx_free(self.ctx) };
+    }
+}
+
+/// What libxl returned, in the words that it logged.
+#[derive(Debug, thiserror::Error)]
+#[error("libxl error {rc}{}", self.said())]
+struct LibxlFailure {
+    rc: c_int,
+    errors: Vec<String>,
+}
+
+impl LibxlFailure {
+    fn said(&self) -> String {
+        if self.errors.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", self.errors.join("; "))
+        }
+    }
+}
+
+fn explain(logger: &Logger, rc: c_int, what: String) -> Error {
+    let kind = match rc {
+        sys::libxl_error_ERROR_DOMAIN_NOTFOUND => ErrorKind::NoSuchDomain,
+        sys::libxl_error_ERROR_GUEST_TIMEDOUT => ErrorKind::GuestTimeout,
+        sys::libxl_error_ERROR_ABORTED => ErrorKind::Aborted,
+        _ => ErrorKind::Toolstack,
+    };
+    Error::new(kind, what).because(LibxlFailure {
+        rc,
+        errors: logger.take_errors(),
+    })
+}
+
+/// Copies and frees a string that libxl allocated.
+///
+/// # Safety
+/// `text` is null or a C string from malloc that nobody else owns.
+unsafe fn adopt(text: *mut c_char) -> Option<String> {
+    if text.is_null() {
+        return None;
+    }
+    // SAFETY: the caller says that it is a C string.
+    let copy = unsafe { CStr::from_ptr(text) }
+        .to_string_lossy()
+        .into_owned();
+    // SAFETY: the caller says that it came from malloc and is ours.
+    unsafe { sys::free(text.cast::<c_void>()) };
+    Some(copy)
+}
+
+/// A `libxl_domain_config` that is disposed of whatever happens.
+struct DomainConfig(Box<sys::libxl_domain_config>);
+
+impl DomainConfig {
+    fn new() -> Self {
+        // SAFETY: all bytes zero is a value of this C struct, which libxl_domain_config_init fills.
+        let mut config: Box<sys::libxl_domain_config> = Box::new(unsafe { std::mem::zeroed() });
+        // SAFETY: the pointer is to a whole struct of ours.
+        unsafe { sys::libxl_domain_config_init(&raw mut *config) };
+        Self(config)
+    }
+
+    fn guest_type(&self) -> Option<GuestType> {
+        match self.0.c_info.type_ {
+            sys::libxl_domain_type_LIBXL_DOMAIN_TYPE_PV => Some(GuestType::Pv),
+            sys::libxl_domain_type_LIBXL_DOMAIN_TYPE_PVH => Some(GuestType::Pvh),
+            sys::libxl_domain_type_LIBXL_DOMAIN_TYPE_HVM => Some(GuestType::Hvm),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for DomainConfig {
+    fn drop(&mut self) {
+        // SAFETY: it was initialised by libxl_domain_config_init.
+        unsafe { sys::libxl_domain_config_dispose(&raw mut *self.0) };
+    }
+}
+
+impl Toolstack for Libxl {
+    fn domid_of(&self, name: &str) -> Result<Option<u32>> {
+        let Ok(c_name) = CString::new(name) else {
+            return Ok(None);
+        };
+        let mut domid = 0;
+        // SAFETY: the name is a C string, the out-pointer is ours.
+        let rc = unsafe { sys::libxl_name_to_domid(self.ctx, c_name.as_ptr(), &raw mut domid) };
+        // Whatever else is wrong, libxl calls it "not found" here, as xl's own look-up takes it.
+        self.logger.take_errors();
+        Ok((rc == 0).then_some(domid))
+    }
+
+    fn name_of(&self, domid: u32) -> Result<Option<String>> {
+        // SAFETY: libxl_domid_to_name returns null or a string from malloc that the caller frees.
+        let name = unsafe { adopt(sys::libxl_domid_to_name(self.ctx, domid)) };
+        self.logger.take_errors();
+        Ok(name)
+    }
+
+    fn configuration(&self, domid: u32) -> Result<Configuration> {
+        let mut config = DomainConfig::new();
+        // SAFETY: the struct was initialised; a null `ao_how` makes the call wait.
+        let rc = unsafe {
+            sys::libxl_retrieve_domain_configuration(
+                self.ctx,
+                domid,
+                &raw mut *config.0,
+                ptr::null(),
+            )
+        };
+        self.check(rc, || format!("read the configuration of domain {domid}"))?;
+        // A restored domain gets a number of its own, as with `xl save`.
+        config.0.c_info.domid = 0;
+        // SAFETY: the struct is filled; the string that comes back is malloc's.
+        let json = unsafe {
+            adopt(sys::libxl_domain_config_to_json(
+                self.ctx,
+                &raw mut *config.0,
+            ))
+        };
+        let failed = || {
+            Error::new(
+                ErrorKind::Toolstack,
+                format!("write the configuration of domain {domid}"),
+            )
+        };
+        let json = json.ok_or_else(failed)?;
+        let value = serde_json::from_str(&json).map_err(|error| failed().because(error))?;
+        let guest_type = config
+            .guest_type()
+            .ok_or_else(|| failed().because("it has no type"))?;
+        Ok(Configuration {
+            json,
+            value,
+            guest_type,
+        })
+    }
+
+    fn suspend_to(&self, domid: u32, sink: BorrowedFd<'_>, observer: &dyn Observer) -> Result<()> {
+        // SAFETY: the descriptor stays open for the call; a null `ao_how` makes the call wait.
+        let rc = self.logger.observed(observer, || unsafe {
+            sys::libxl_domain_suspend(self.ctx, domid, sink.as_raw_fd(), 0, ptr::null())
+        });
+        self.check(rc, || format!("save the memory of domain {domid}"))
+    }
+
+    fn resume(&self, domid: u32) -> Result<()> {
+        // SAFETY: plain values; 1 lets the guest go on where it was (it knows that it was not restored).
+        let rc = unsafe { sys::libxl_domain_resume(self.ctx, domid, 1, ptr::null()) };
+        self.check(rc, || format!("resume domain {domid}"))
+    }
+
+    fn pause(&self, domid: u32) -> Result<()> {
+        // SAFETY: plain values.
+        let rc = unsafe { sys::libxl_domain_pause(self.ctx, domid, ptr::null()) };
+        self.check(rc, || format!("pause domain {domid}"))
+    }
+
+    fn unpause(&self, domid: u32) -> Result<()> {
+        // SAFETY: plain values.
+        let rc = unsafe { sys::libxl_domain_unpause(self.ctx, domid, ptr::null()) };
+        self.check(rc, || format!("unpause domain {domid}"))
+    }
+
+    fn destroy(&self, domid: u32) -> Result<()> {
+        // SAFETY: plain values; a null `ao_how` makes the call wait until the domain is gone.
+        let rc = unsafe { sys::libxl_domain_destroy(self.ctx, domid, ptr::null()) };
+        self.check(rc, || format!("destroy domain {domid}"))
+    }
+}

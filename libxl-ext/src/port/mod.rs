@@ -1,0 +1,262 @@
+//! The ports: what the rest of the crate asks of the host, as traits, and the real things behind them.
+//!
+//! | trait | behind it | why not another |
+//! |---|---|---|
+//! | [`Hypervisor`] | `xenctrl` | says what a domain's state really is, also while xenstored is slow |
+//! | [`Toolstack`] | libxl, by bindgen on the installed headers | the only one who may suspend and destroy |
+//! | [`BlockLayer`] | QMP of the domain's QEMU | all disks of a running guest in one transaction |
+//! | [`Images`] | `qemu-img` | images that no QEMU has open |
+//! | [`Restorer`] | `xl restore` | leaves xl's own monitor behind, so reboot and poweroff act as `on_*` says |
+//! | [`NoticeBoard`] | `xenstore-rs` | tells other tools what goes on; never believed |
+
+mod device_model;
+pub mod libxl;
+mod libxl_log;
+#[doc(hidden)]
+pub mod libxl_sys;
+pub mod qemu_img;
+pub mod qmp;
+mod qmp_wire;
+mod subprocess;
+pub mod xenctrl;
+pub mod xenstore;
+pub mod xl;
+
+use crate::error::Result;
+use crate::event::Observer;
+use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, Stamp};
+use crate::model::domain::{DomainLife, DomainState, GuestType};
+use serde_json::Value;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use uuid::Uuid;
+
+/// A domain as the hypervisor sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DomainView {
+    /// Which life of which domain.
+    pub life: DomainLife,
+    /// What it is doing.
+    pub state: DomainState,
+    /// Memory that it has now, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// The hypervisor.
+pub trait Hypervisor {
+    /// The domain of the given number, or `None`.
+    ///
+    /// # Errors
+    /// If the hypervisor cannot be asked.
+    fn look(&self, domid: u32) -> Result<Option<DomainView>>;
+
+    /// The domain of the given UUID, or `None`; a dying one is not counted.
+    ///
+    /// # Errors
+    /// If the hypervisor cannot be asked.
+    fn find(&self, uuid: Uuid) -> Result<Option<DomainView>>;
+}
+
+/// libxl.
+pub trait Toolstack {
+    /// The domid of the domain of the given name, or `None`.
+    ///
+    /// # Errors
+    /// If libxl fails.
+    fn domid_of(&self, name: &str) -> Result<Option<u32>>;
+
+    /// The name of a domain, or `None`.
+    ///
+    /// # Errors
+    /// If libxl fails.
+    fn name_of(&self, domid: u32) -> Result<Option<String>>;
+
+    /// The configuration of a domain as `xl list -l` prints it and `xl save` writes it.
+    ///
+    /// # Errors
+    /// If libxl fails.
+    fn configuration(&self, domid: u32) -> Result<Configuration>;
+
+    /// Suspends the domain and writes libxl's stream of its memory to `sink`, which is left open. On
+    /// success the domain stays suspended; after a failure it may be suspended or not.
+    ///
+    /// # Errors
+    /// If the guest does not answer, the sink fails, or libxl fails.
+    fn suspend_to(&self, domid: u32, sink: BorrowedFd<'_>, observer: &dyn Observer) -> Result<()>;
+
+    /// Lets a suspended domain go on.
+    ///
+    /// # Errors
+    /// If libxl fails.
+    fn resume(&self, domid: u32) -> Result<()>;
+
+    /// Stops the domain's virtual CPUs.
+    ///
+    /// # Errors
+    /// If libxl fails.
+    fn pause(&self, domid: u32) -> Result<()>;
+
+    /// Lets the domain's virtual CPUs run.
+    ///
+    /// # Errors
+    /// If libxl fails.
+    fn unpause(&self, domid: u32) -> Result<()>;
+
+    /// Ends the domain and waits until it is gone.
+    ///
+    /// # Errors
+    /// If libxl fails.
+    fn destroy(&self, domid: u32) -> Result<()>;
+}
+
+/// A domain's configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Configuration {
+    /// libxl's JSON text, to the byte as libxl wrote it.
+    pub json: String,
+    /// The same, parsed.
+    pub value: Value,
+    /// The type of the guest.
+    pub guest_type: GuestType,
+}
+
+/// A qcow2 or raw image that a domain's QEMU has open.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BlockNode {
+    /// QEMU's name for it.
+    pub node_name: String,
+    /// QEMU's block driver.
+    pub driver: String,
+    /// The image file.
+    pub image: Box<Path>,
+    /// What is in it.
+    pub facts: ImageFacts,
+}
+
+/// The block layer of a domain's own QEMU.
+pub trait BlockLayer {
+    /// Every image that the domain's QEMU has open.
+    ///
+    /// # Errors
+    /// If QEMU cannot be reached or answers with an error.
+    fn nodes(&self, life: DomainLife) -> Result<Vec<BlockNode>>;
+
+    /// Makes an internal snapshot of all the disks in one transaction: all of them or none.
+    ///
+    /// # Errors
+    /// If QEMU refuses; no disk has the snapshot then.
+    fn snapshot(&self, life: DomainLife, tag: &str, disks: &[DiskTarget]) -> Result<()>;
+
+    /// Deletes an internal snapshot of one disk; its absence is no error.
+    ///
+    /// # Errors
+    /// If QEMU refuses.
+    fn delete_snapshot(&self, life: DomainLife, tag: &str, disk: &DiskTarget) -> Result<()>;
+
+    /// What can be waited for until the domain's QEMU has let go of its images.
+    ///
+    /// # Errors
+    /// If QEMU cannot be reached.
+    fn process(&self, life: DomainLife) -> Result<Box<dyn DeviceModel>>;
+}
+
+/// The process of a domain's QEMU.
+pub trait DeviceModel {
+    /// Waits until the process has ended.
+    ///
+    /// # Errors
+    /// If it is still there after a while.
+    fn wait_until_gone(&self) -> Result<()>;
+}
+
+/// Images that nobody has open.
+pub trait Images {
+    /// What is in an image; `None` where there is no file.
+    ///
+    /// # Errors
+    /// If it is not an image of the format.
+    fn facts(&self, image: &Path, format: ImageFormat) -> Result<Option<ImageFacts>>;
+
+    /// Makes an internal snapshot.
+    ///
+    /// # Errors
+    /// If the image is in use, full or damaged.
+    fn create_snapshot(&self, disk: &DiskTarget, tag: &str) -> Result<()>;
+
+    /// Makes an image's content that of an internal snapshot.
+    ///
+    /// # Errors
+    /// If the image is in use or damaged, or has no such snapshot.
+    fn apply_snapshot(&self, disk: &DiskTarget, tag: &str) -> Result<()>;
+
+    /// Deletes an internal snapshot; its absence is no error.
+    ///
+    /// # Errors
+    /// If the image is in use or damaged.
+    fn delete_snapshot(&self, disk: &DiskTarget, tag: &str) -> Result<()>;
+}
+
+/// Whoever makes a domain out of a memory image.
+pub trait Restorer {
+    /// Restores the domain and leaves it paused: it has not run yet.
+    ///
+    /// # Errors
+    /// If the restore fails; a half-built domain may be left.
+    fn restore_paused(&self, image: &Path) -> Result<()>;
+}
+
+/// The runtime state that other tools can watch, below `/libxl/<domid>/ext`.
+pub trait NoticeBoard {
+    /// Sets a node.
+    ///
+    /// # Errors
+    /// If xenstored refuses.
+    fn post(&self, domid: u32, node: &str, value: &str) -> Result<()>;
+
+    /// Removes a node.
+    ///
+    /// # Errors
+    /// If xenstored refuses; absence is no error.
+    fn withdraw(&self, domid: u32, node: &str) -> Result<()>;
+}
+
+/// Everything that the host offers.
+pub struct Ports {
+    /// The hypervisor.
+    pub hypervisor: Box<dyn Hypervisor>,
+    /// libxl.
+    pub toolstack: Box<dyn Toolstack>,
+    /// QEMU.
+    pub block: Box<dyn BlockLayer>,
+    /// `qemu-img`.
+    pub images: Box<dyn Images>,
+    /// `xl restore`.
+    pub restorer: Box<dyn Restorer>,
+    /// xenstore.
+    pub board: Box<dyn NoticeBoard>,
+}
+
+impl Ports {
+    /// Connects to the host that we run on.
+    ///
+    /// # Errors
+    /// If this is not domain 0 of a Xen host, or the caller is not root.
+    pub fn connect() -> Result<Self> {
+        Ok(Self {
+            hypervisor: Box::new(xenctrl::XenCtl::open()?),
+            toolstack: Box::new(libxl::Libxl::open()?),
+            block: Box::new(qmp::QemuMonitors),
+            images: Box::new(qemu_img::QemuImg),
+            restorer: Box::new(xl::Xl),
+            board: Box::new(xenstore::Xenstore),
+        })
+    }
+}
+
+/// When QEMU says that an internal snapshot was made.
+fn stamp(seconds: i64, nanoseconds: i64) -> Stamp {
+    Stamp {
+        seconds,
+        nanoseconds,
+    }
+}

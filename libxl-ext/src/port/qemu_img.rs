@@ -1,0 +1,174 @@
+//! `qemu-img` behind [`Images`]. The format of an image is always given, never probed.
+
+use super::subprocess::{self, Death};
+use super::{Images, stamp};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, InternalSnapshot};
+use serde::Deserialize;
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::process::Command;
+
+/// The `qemu-img` on the path.
+pub struct QemuImg;
+
+/// What we read of `qemu-img info --output=json`.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Info {
+    virtual_size: u64,
+    #[serde(default)]
+    snapshots: Vec<SnapshotInfo>,
+}
+
+/// QEMU's `SnapshotInfo`, from `qemu-img` and from QMP alike.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct SnapshotInfo {
+    name: String,
+    date_sec: i64,
+    date_nsec: i64,
+}
+
+impl From<SnapshotInfo> for InternalSnapshot {
+    fn from(info: SnapshotInfo) -> Self {
+        Self {
+            tag: info.name,
+            stamp: stamp(info.date_sec, info.date_nsec),
+        }
+    }
+}
+
+impl Images for QemuImg {
+    fn facts(&self, image: &Path, format: ImageFormat) -> Result<Option<ImageFacts>> {
+        if !image.exists() {
+            return Ok(None);
+        }
+        let what = format!("read the {} image {}", format.driver(), image.display());
+        // -U: a QEMU may have it open. The table of snapshots is only changed under our lock.
+        let arguments = ["info", "-U", "--output=json", "--image-opts"].map(OsString::from);
+        let output = qemu_img(arguments.into_iter().chain([options(image, format)]), &what)?;
+        let info: Info = serde_json::from_slice(&output)
+            .map_err(|error| Error::new(ErrorKind::Toolstack, what).because(error))?;
+        Ok(Some(ImageFacts {
+            virtual_size: info.virtual_size,
+            snapshots: info.snapshots.into_iter().map(Into::into).collect(),
+        }))
+    }
+
+    fn create_snapshot(&self, disk: &DiskTarget, tag: &str) -> Result<()> {
+        snapshot(disk, "-c", tag, "make")
+    }
+
+    fn apply_snapshot(&self, disk: &DiskTarget, tag: &str) -> Result<()> {
+        snapshot(disk, "-a", tag, "apply")
+    }
+
+    fn delete_snapshot(&self, disk: &DiskTarget, tag: &str) -> Result<()> {
+        let facts = self.facts(&disk.image, disk.format)?;
+        if facts.is_none_or(|facts| facts.snapshot(tag).is_none()) {
+            return Ok(());
+        }
+        snapshot(disk, "-d", tag, "delete")
+    }
+}
+
+fn snapshot(disk: &DiskTarget, action: &str, tag: &str, verb: &str) -> Result<()> {
+    let what = format!(
+        "{verb} snapshot {tag} in {} ({})",
+        disk.image.display(),
+        disk.vdev
+    );
+    let arguments = ["snapshot", action, tag, "--image-opts"].map(OsString::from);
+    qemu_img(
+        arguments
+            .into_iter()
+            .chain([options(&disk.image, disk.format)]),
+        &what,
+    )
+    .map(drop)
+}
+
+fn qemu_img(arguments: impl Iterator<Item = OsString>, what: &str) -> Result<Vec<u8>> {
+    let mut command = Command::new("qemu-img");
+    command.args(arguments);
+    // A write to an image is never cut short by our own death.
+    subprocess::run(command, Death::OnItsOwn, what)
+}
+
+/// An image with its driver, as `--image-opts` takes it: a comma in the name is doubled, and no name
+/// can be taken for a protocol.
+fn options(image: &Path, format: ImageFormat) -> OsString {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let mut text =
+        format!("driver={},file.driver=file,file.filename=", format.driver()).into_bytes();
+    for byte in OsStr::as_bytes(image.as_os_str()) {
+        text.push(*byte);
+        if *byte == b',' {
+            text.push(b',');
+        }
+    }
+    OsString::from_vec(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Stdio;
+
+    fn disk(image: &Path) -> DiskTarget {
+        DiskTarget {
+            vdev: "xvda".into(),
+            image: image.into(),
+            format: ImageFormat::Qcow2,
+        }
+    }
+
+    fn make(path: &Path) {
+        let status = Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2"])
+            .arg(path)
+            .arg("8M")
+            .stdin(Stdio::null())
+            .status()
+            .expect("qemu-img is installed (package qemu-utils)");
+        assert!(status.success());
+    }
+
+    #[test]
+    fn a_snapshot_is_made_found_and_deleted_also_where_the_name_has_commas() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a,driver=raw,b.qcow2");
+        make(&path);
+        let disk = disk(&path);
+        QemuImg.create_snapshot(&disk, "xl-ext-1").unwrap();
+        let facts = QemuImg.facts(&path, ImageFormat::Qcow2).unwrap().unwrap();
+        assert_eq!(facts.virtual_size, 8 << 20);
+        assert!(facts.snapshot("xl-ext-1").unwrap().stamp.seconds > 0);
+        QemuImg.apply_snapshot(&disk, "xl-ext-1").unwrap();
+        QemuImg.delete_snapshot(&disk, "xl-ext-1").unwrap();
+        QemuImg.delete_snapshot(&disk, "xl-ext-1").unwrap();
+        assert!(
+            QemuImg
+                .facts(&path, ImageFormat::Qcow2)
+                .unwrap()
+                .unwrap()
+                .snapshots
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_file_of_another_format_is_refused_and_a_missing_one_is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let raw = directory.path().join("raw");
+        std::fs::write(&raw, vec![0; 1 << 20]).unwrap();
+        assert!(QemuImg.facts(&raw, ImageFormat::Qcow2).is_err());
+        assert_eq!(
+            QemuImg
+                .facts(&directory.path().join("none"), ImageFormat::Qcow2)
+                .unwrap(),
+            None
+        );
+    }
+}

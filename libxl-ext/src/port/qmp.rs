@@ -1,0 +1,263 @@
+//! The QEMU of a domain behind [`BlockLayer`], over libxl's own QMP socket.
+//!
+//! libxl takes a lock for as long as it is connected, since a socket has room for one client; so do we.
+
+use super::device_model::Process;
+use super::qemu_img::SnapshotInfo;
+use super::qmp_wire::{Command, Monitor};
+use super::{BlockLayer, BlockNode, DeviceModel};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::disk::{DiskTarget, ImageFacts};
+use crate::model::domain::DomainLife;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Where libxl puts QEMU's sockets (`XEN_RUN_DIR`).
+const RUN_DIRECTORY: &str = "/var/run/xen";
+
+/// Where libxl keeps its per-domain data (`XEN_LIB_DIR`).
+const LIB_DIRECTORY: &str = "/var/lib/xen";
+
+/// How long somebody else may hold the socket.
+const LOCK_LIMIT: Duration = Duration::from_secs(60);
+
+/// The monitors of all domains. A connection lasts for one request.
+pub struct QemuMonitors;
+
+#[derive(Serialize)]
+struct QueryNamedBlockNodes {
+    flat: bool,
+}
+
+impl Command for QueryNamedBlockNodes {
+    const NAME: &'static str = "query-named-block-nodes";
+    type Answer = Vec<NodeInfo>;
+}
+
+/// What we read of QEMU's `BlockDeviceInfo`.
+#[derive(Deserialize)]
+struct NodeInfo {
+    #[serde(rename = "node-name")]
+    node_name: String,
+    drv: String,
+    file: PathBuf,
+    image: ImageInfo,
+}
+
+#[derive(Deserialize)]
+struct ImageInfo {
+    #[serde(rename = "virtual-size")]
+    virtual_size: u64,
+    #[serde(default)]
+    snapshots: Vec<SnapshotInfo>,
+}
+
+#[derive(Serialize)]
+struct Transaction<'a> {
+    actions: Vec<Action<'a>>,
+}
+
+impl Command for Transaction<'_> {
+    const NAME: &'static str = "transaction";
+    type Answer = Value;
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", content = "data", rename_all = "kebab-case")]
+enum Action<'a> {
+    BlockdevSnapshotInternalSync { device: &'a str, name: &'a str },
+}
+
+#[derive(Serialize)]
+struct BlockdevSnapshotDeleteInternalSync<'a> {
+    device: &'a str,
+    name: &'a str,
+}
+
+impl Command for BlockdevSnapshotDeleteInternalSync<'_> {
+    const NAME: &'static str = "blockdev-snapshot-delete-internal-sync";
+    type Answer = Value;
+}
+
+/// A monitor with libxl's lock around it.
+struct Locked {
+    monitor: Monitor,
+    _lock: SocketLock,
+}
+
+impl Locked {
+    fn connect(life: DomainLife) -> Result<Self> {
+        let lock = SocketLock::take(life)?;
+        let socket = Path::new(RUN_DIRECTORY).join(format!("qmp-libxl-{}", life.domid));
+        Ok(Self {
+            monitor: Monitor::connect(&socket)?,
+            _lock: lock,
+        })
+    }
+
+    fn nodes(&mut self) -> Result<Vec<BlockNode>> {
+        let nodes = self.monitor.run(&QueryNamedBlockNodes { flat: true })?;
+        Ok(nodes
+            .into_iter()
+            .map(|node| BlockNode {
+                node_name: node.node_name,
+                driver: node.drv,
+                image: node.file.into(),
+                facts: ImageFacts {
+                    virtual_size: node.image.virtual_size,
+                    snapshots: node.image.snapshots.into_iter().map(Into::into).collect(),
+                },
+            })
+            .collect())
+    }
+}
+
+impl BlockLayer for QemuMonitors {
+    fn nodes(&self, life: DomainLife) -> Result<Vec<BlockNode>> {
+        Locked::connect(life)?.nodes()
+    }
+
+    fn snapshot(&self, life: DomainLife, tag: &str, disks: &[DiskTarget]) -> Result<()> {
+        let mut qemu = Locked::connect(life)?;
+        let nodes = qemu.nodes()?;
+        let actions = disks
+            .iter()
+            .map(|disk| {
+                let device = &node_of(&nodes, disk)?.node_name;
+                Ok(Action::BlockdevSnapshotInternalSync { device, name: tag })
+            })
+            .collect::<Result<_>>()?;
+        qemu.monitor.run(&Transaction { actions }).map(drop)
+    }
+
+    fn delete_snapshot(&self, life: DomainLife, tag: &str, disk: &DiskTarget) -> Result<()> {
+        let mut qemu = Locked::connect(life)?;
+        let nodes = qemu.nodes()?;
+        let node = node_of(&nodes, disk)?;
+        if node.facts.snapshot(tag).is_none() {
+            return Ok(());
+        }
+        let command = BlockdevSnapshotDeleteInternalSync {
+            device: &node.node_name,
+            name: tag,
+        };
+        qemu.monitor.run(&command).map(drop)
+    }
+
+    fn process(&self, life: DomainLife) -> Result<Box<dyn DeviceModel>> {
+        let qemu = Locked::connect(life)?;
+        Ok(Box::new(Process::new(qemu.monitor.peer()?)))
+    }
+}
+
+/// The node of a disk, found by its image: node names are QEMU's, the image is in our records.
+pub(crate) fn node_of<'a>(nodes: &'a [BlockNode], disk: &DiskTarget) -> Result<&'a BlockNode> {
+    nodes
+        .iter()
+        .find(|node| node.driver == disk.format.driver() && node.image == disk.image)
+        .ok_or_else(|| {
+            Error::new(
+                ErrorKind::Stale,
+                format!(
+                    "the domain's QEMU does not have {} open for {}",
+                    disk.image.display(),
+                    disk.vdev
+                ),
+            )
+        })
+}
+
+/// libxl's lock around a domain's QMP socket: `flock` on a file that its holder removes, so that who
+/// gets the lock has to look whether the file is still the one of that name.
+struct SocketLock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl SocketLock {
+    fn take(life: DomainLife) -> Result<Self> {
+        let path = Path::new(LIB_DIRECTORY).join(format!(
+            "userdata-l.{}.{}.qmp-socket-lock",
+            life.domid, life.uuid
+        ));
+        let deadline = Instant::now() + LOCK_LIMIT;
+        Self::take_at(path, deadline).map_err(|error| {
+            error.while_doing(format!("lock the QEMU monitor of domain {}", life.domid))
+        })
+    }
+
+    fn take_at(path: PathBuf, deadline: Instant) -> Result<Self> {
+        let failed = |error: std::io::Error| Error::io(format!("lock {}", path.display()), error);
+        loop {
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let file: File = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
+                .map_err(|error| failed(error.into()))?
+                .into();
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
+                    let ours = file.metadata().map_err(failed)?;
+                    if std::fs::metadata(&path)
+                        .is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino()))
+                    {
+                        return Ok(Self { path, _file: file });
+                    }
+                }
+                Err(rustix::io::Errno::AGAIN) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(error) => return Err(failed(error.into())),
+            }
+        }
+    }
+}
+
+impl Drop for SocketLock {
+    fn drop(&mut self) {
+        // Before the lock goes with the file: whoever waits then finds that the file is not the one.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[test]
+    fn the_transaction_is_written_as_qemu_reads_it() {
+        let transaction = Transaction {
+            actions: vec![Action::BlockdevSnapshotInternalSync {
+                device: "xvda-qcow2",
+                name: "t",
+            }],
+        };
+        assert_eq!(
+            serde_json::to_string(&transaction).unwrap(),
+            r#"{"actions":[{"type":"blockdev-snapshot-internal-sync","data":{"device":"xvda-qcow2","name":"t"}}]}"#
+        );
+    }
+
+    #[test]
+    fn the_socket_lock_lets_one_in_at_a_time_though_its_file_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let inside = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let deadline = Instant::now() + Duration::from_secs(60);
+                        let _lock =
+                            SocketLock::take_at(directory.path().join("lock"), deadline).unwrap();
+                        assert!(!inside.swap(true, Ordering::SeqCst));
+                        inside.store(false, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+    }
+}

@@ -1,0 +1,230 @@
+//! One connection to a QEMU monitor: greeting, commands, replies.
+//!
+//! The types are our own few: see docs/ARCHITECTURE.md for what was measured against the `qapi` crate.
+
+use crate::error::{Error, ErrorKind, Result};
+use rustix::process::Pid;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// How long QEMU may take for one answer. A snapshot of a busy disk drains and flushes first.
+const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+
+/// Longest line that is read, in bytes.
+const LINE_MAX: u64 = 16 << 20;
+
+/// A command with the type of its answer.
+pub(super) trait Command: Serialize {
+    /// QEMU's name for it.
+    const NAME: &'static str;
+    /// What it returns.
+    type Answer: DeserializeOwned;
+}
+
+#[derive(Serialize)]
+struct Request<'a, C> {
+    execute: &'static str,
+    arguments: &'a C,
+    id: u64,
+}
+
+/// What QEMU sends. Which one it is shows by the field that is there.
+#[derive(Deserialize)]
+struct Message {
+    id: Option<u64>,
+    #[serde(rename = "return")]
+    answer: Option<Value>,
+    error: Option<QmpFailure>,
+    event: Option<String>,
+    #[serde(rename = "QMP")]
+    greeting: Option<Value>,
+}
+
+/// QEMU's own account of a failure.
+#[derive(Debug, Deserialize, thiserror::Error)]
+#[error("QEMU: {desc} ({class})")]
+struct QmpFailure {
+    class: String,
+    desc: String,
+}
+
+/// An open monitor in command mode.
+pub(super) struct Monitor {
+    reader: BufReader<UnixStream>,
+    name: String,
+    next_id: u64,
+}
+
+#[derive(Serialize)]
+struct Capabilities {}
+
+impl Command for Capabilities {
+    const NAME: &'static str = "qmp_capabilities";
+    type Answer = Value;
+}
+
+impl Monitor {
+    pub(super) fn connect(socket: &Path) -> Result<Self> {
+        let name = socket.display().to_string();
+        let stream = UnixStream::connect(socket)
+            .and_then(|stream| {
+                stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+                stream.set_write_timeout(Some(ANSWER_LIMIT))?;
+                Ok(stream)
+            })
+            .map_err(|error| {
+                Error::new(
+                    ErrorKind::Toolstack,
+                    format!("connect to QEMU's monitor {name}"),
+                )
+                .because(error)
+                .hint("the domain has no running QEMU: are its disks on the qdisk backend?")
+            })?;
+        let mut monitor = Self {
+            reader: BufReader::new(stream),
+            name,
+            next_id: 1,
+        };
+        if monitor.receive()?.greeting.is_none() {
+            return Err(monitor.broken("greet").because("it sent something else"));
+        }
+        monitor.run(&Capabilities {})?;
+        Ok(monitor)
+    }
+
+    /// The process at the other end.
+    pub(super) fn peer(&self) -> Result<Pid> {
+        rustix::net::sockopt::socket_peercred(self.reader.get_ref())
+            .map(|peer| peer.pid)
+            .map_err(|error| Error::io(format!("find the process behind {}", self.name), error))
+    }
+
+    /// Runs a command and waits for its answer; events in between are logged and dropped.
+    pub(super) fn run<C: Command>(&mut self, command: &C) -> Result<C::Answer> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let request = Request {
+            execute: C::NAME,
+            arguments: command,
+            id,
+        };
+        let mut line =
+            serde_json::to_vec(&request).map_err(|error| self.broken(C::NAME).because(error))?;
+        line.push(b'\n');
+        tracing::debug!(monitor = self.name, command = C::NAME, "qmp");
+        self.reader
+            .get_mut()
+            .write_all(&line)
+            .map_err(|error| self.broken(C::NAME).because(error))?;
+        loop {
+            let message = self.receive()?;
+            if let Some(event) = message.event {
+                tracing::debug!(monitor = self.name, event, "qmp event");
+                continue;
+            }
+            if message.id != Some(id) {
+                return Err(self.broken(C::NAME).because("it answered another request"));
+            }
+            if let Some(failure) = message.error {
+                return Err(self.broken(C::NAME).because(failure));
+            }
+            let answer = message.answer.unwrap_or_default();
+            return serde_json::from_value(answer)
+                .map_err(|error| self.broken(C::NAME).because(error));
+        }
+    }
+
+    fn receive(&mut self) -> Result<Message> {
+        let mut line = Vec::new();
+        let read = (&mut self.reader)
+            .take(LINE_MAX)
+            .read_until(b'\n', &mut line);
+        match read {
+            Ok(_) if line.last() == Some(&b'\n') => serde_json::from_slice(&line)
+                .map_err(|error| self.broken("read an answer").because(error)),
+            Ok(_) => Err(self
+                .broken("read an answer")
+                .because("QEMU closed the connection")),
+            Err(error) => Err(self.broken("read an answer").because(error)),
+        }
+    }
+
+    fn broken(&self, what: &str) -> Error {
+        Error::new(ErrorKind::Toolstack, format!("{what} on {}", self.name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+    use std::thread::JoinHandle;
+
+    /// A monitor that says what it is told to, and returns what it was sent.
+    fn scripted(answers: &'static [&'static str]) -> (tempfile::TempDir, JoinHandle<Vec<String>>) {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(directory.path().join("qmp")).unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let mut sent = Vec::new();
+            stream.write_all(b"{\"QMP\":{\"version\":{}}}\n").unwrap();
+            for answer in [&r#"{"return":{},"id":1}"#].into_iter().chain(answers) {
+                let mut line = String::new();
+                reader.read_line(&mut line).unwrap();
+                sent.push(line);
+                writeln!(stream, "{answer}").unwrap();
+            }
+            sent
+        });
+        (directory, server)
+    }
+
+    #[test]
+    fn events_are_passed_over_and_the_peer_is_known() {
+        let (directory, server) =
+            scripted(&["{\"event\":\"STOP\",\"data\":{}}\n{\"return\":{\"a\":1},\"id\":2}"]);
+        let mut monitor = Monitor::connect(&directory.path().join("qmp")).unwrap();
+        assert_eq!(monitor.peer().unwrap(), rustix::process::getpid());
+        assert_eq!(monitor.run(&Capabilities {}).unwrap()["a"], 1);
+        let sent = server.join().unwrap();
+        assert!(
+            sent[1].contains(r#""execute":"qmp_capabilities""#),
+            "{sent:?}"
+        );
+    }
+
+    #[test]
+    fn qemus_own_words_reach_the_user() {
+        let (directory, _server) = scripted(&[
+            r#"{"error":{"class":"GenericError","desc":"Device 'x' not found"},"id":2}"#,
+        ]);
+        let mut monitor = Monitor::connect(&directory.path().join("qmp")).unwrap();
+        let report = monitor.run(&Capabilities {}).unwrap_err().report();
+        assert!(
+            report.ends_with("QEMU: Device 'x' not found (GenericError)"),
+            "{report}"
+        );
+    }
+
+    #[test]
+    fn a_closed_connection_and_a_foreign_answer_are_errors() {
+        let (directory, _server) = scripted(&[]);
+        let mut monitor = Monitor::connect(&directory.path().join("qmp")).unwrap();
+        assert!(monitor.run(&Capabilities {}).is_err());
+        let (directory, _server) = scripted(&[r#"{"return":{},"id":7}"#]);
+        let mut monitor = Monitor::connect(&directory.path().join("qmp")).unwrap();
+        assert!(
+            monitor
+                .run(&Capabilities {})
+                .unwrap_err()
+                .report()
+                .contains("another request")
+        );
+    }
+}

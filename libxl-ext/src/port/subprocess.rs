@@ -1,0 +1,120 @@
+//! Running the programs that we stand on, with their words kept for the error message.
+
+use crate::error::{Error, ErrorKind, Result};
+use rustix::process::{Signal, set_parent_process_death_signal};
+use std::io::{Read, Seek};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+/// Longest part of a program's error output that is shown, in bytes.
+const COMPLAINT_MAX: u64 = 4096;
+
+/// What becomes of the program if we are killed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Death {
+    /// It finishes what it is doing.
+    OnItsOwn,
+    /// It is killed too.
+    WithUs,
+}
+
+/// What a program said before it failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{program} {status}{}", self.said())]
+struct ProgramFailure {
+    program: String,
+    status: std::process::ExitStatus,
+    complaint: String,
+}
+
+impl ProgramFailure {
+    fn said(&self) -> String {
+        let lines: Vec<&str> = self
+            .complaint
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .collect();
+        if lines.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", lines.join("; "))
+        }
+    }
+}
+
+/// Runs a program to its end and returns its standard output.
+///
+/// Its output goes through files and not pipes: a daemon that it leaves behind may keep them open.
+pub(super) fn run(mut command: Command, death: Death, what: &str) -> Result<Vec<u8>> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let failed = |error: std::io::Error| {
+        Error::new(ErrorKind::Toolstack, what)
+            .because(error)
+            .hint(format!("is {program} installed?"))
+    };
+    let mut output = tempfile::tempfile().map_err(failed)?;
+    let mut complaint = tempfile::tempfile().map_err(failed)?;
+    command
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .stdout(output.try_clone().map_err(failed)?)
+        .stderr(complaint.try_clone().map_err(failed)?);
+    if death == Death::WithUs {
+        // SAFETY: between fork and exec only one system call is made, which allocates nothing.
+        unsafe {
+            command.pre_exec(|| {
+                set_parent_process_death_signal(Some(Signal::KILL)).map_err(std::io::Error::from)
+            });
+        }
+    }
+    tracing::debug!(?command, "run");
+    let status = command.status().map_err(failed)?;
+    let mut text = Vec::new();
+    if status.success() {
+        output
+            .rewind()
+            .and_then(|()| output.read_to_end(&mut text))
+            .map_err(failed)?;
+        return Ok(text);
+    }
+    complaint
+        .rewind()
+        .and_then(|()| complaint.take(COMPLAINT_MAX).read_to_end(&mut text))
+        .map_err(failed)?;
+    let complaint = String::from_utf8_lossy(&text).into_owned();
+    let full = complaint.contains("No space left on device");
+    let kind = if full {
+        ErrorKind::NoSpace
+    } else {
+        ErrorKind::Toolstack
+    };
+    Err(Error::new(kind, what).because(ProgramFailure {
+        program,
+        status,
+        complaint,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_carries_the_programs_own_words() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo first >&2; echo second >&2; exit 3"]);
+        let error = run(command, Death::OnItsOwn, "try it").unwrap_err();
+        assert_eq!(error.report(), "try it: sh exit status: 3: first; second");
+    }
+
+    #[test]
+    fn a_program_that_is_missing_is_named() {
+        let error = run(Command::new("no-such-program"), Death::WithUs, "try it").unwrap_err();
+        assert!(
+            error.report().contains("is no-such-program installed?"),
+            "{}",
+            error.report()
+        );
+    }
+}

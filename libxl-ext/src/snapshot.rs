@@ -1,0 +1,260 @@
+//! Snapshots of domains: the calls that the command line and the C library make.
+//!
+//! Each one that changes something goes the same way: recover what an earlier process left, observe,
+//! plan, check, lock, observe again and refuse a stale plan, execute.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Observer;
+use crate::exec::{self, Outcome, Recovered};
+use crate::memory;
+use crate::model::record::{DomainRecord, SnapshotRecord};
+use crate::observe::{Inventory, Target, observe, resolve};
+use crate::plan::{self, CreateRequest, DeleteRequest, Fresh, Plan, RevertRequest};
+use crate::port::Ports;
+use crate::store::{DEFAULT_ROOT, DomainLock, LockWait, Store};
+use crate::types::DomainSnapshot;
+use std::path::{Path, PathBuf};
+
+/// A Xen host and the store of its snapshots.
+pub struct Host {
+    ports: Ports,
+    store: Store,
+}
+
+/// What an operation did.
+#[derive(Debug)]
+pub struct Done {
+    /// The plan that was carried out.
+    pub plan: Plan,
+    /// The record afterwards.
+    pub record: DomainRecord,
+    /// What went wrong after the operation was completed, in what only tidies up.
+    pub left_over: Option<Error>,
+}
+
+impl Host {
+    /// The host that we run on, with its snapshots below [`DEFAULT_ROOT`].
+    ///
+    /// # Errors
+    /// If this is not domain 0 of a Xen host, or the caller is not root.
+    pub fn connect() -> Result<Self> {
+        Ok(Self::new(Ports::connect()?, Store::new(DEFAULT_ROOT)))
+    }
+
+    /// A host with the given ports and store.
+    pub fn new(ports: Ports, store: Store) -> Self {
+        Self { ports, store }
+    }
+
+    /// Keeps snapshots below another directory.
+    #[must_use]
+    pub fn with_store(mut self, root: impl Into<PathBuf>) -> Self {
+        self.store = Store::new(root);
+        self
+    }
+
+    /// Takes a snapshot: memory and all writable disks at one instant. The guest goes on.
+    /// (V6: `libxl_domain_snapshot_create`.)
+    ///
+    /// # Errors
+    /// The refusals of [`plan::create`]; a failure while it is carried out leaves everything as it was.
+    pub fn snapshot_create(
+        &self,
+        domain: &str,
+        request: &CreateRequest,
+        observer: &dyn Observer,
+    ) -> Result<Done> {
+        self.execute(domain, observer, |inventory, fresh| {
+            plan::create(inventory, request, fresh)
+        })
+    }
+
+    /// Brings disks and memory back to a snapshot. (V6: `libxl_domain_snapshot_revert`.)
+    ///
+    /// # Errors
+    /// The refusals of [`plan::revert`]; a failure while it is carried out leaves everything as it was.
+    pub fn snapshot_revert(
+        &self,
+        domain: &str,
+        request: &RevertRequest,
+        observer: &dyn Observer,
+    ) -> Result<Done> {
+        self.execute(domain, observer, |inventory, fresh| {
+            plan::revert(inventory, request, fresh)
+        })
+    }
+
+    /// Deletes a snapshot; its children are kept. (V6: `libxl_domain_snapshot_delete` with flags 0.)
+    ///
+    /// # Errors
+    /// The refusals of [`plan::delete`]. A deletion that fails in the middle is finished by the next.
+    pub fn snapshot_delete(
+        &self,
+        domain: &str,
+        request: &DeleteRequest,
+        observer: &dyn Observer,
+    ) -> Result<Done> {
+        self.execute(domain, observer, |inventory, fresh| {
+            plan::delete(inventory, request, fresh)
+        })
+    }
+
+    /// What [`Host::snapshot_create`] would do.
+    ///
+    /// # Errors
+    /// The refusals of [`plan::create`].
+    pub fn plan_create(
+        &self,
+        domain: &str,
+        request: &CreateRequest,
+        observer: &dyn Observer,
+    ) -> Result<Plan> {
+        self.only_plan(domain, observer, |inventory, fresh| {
+            plan::create(inventory, request, fresh)
+        })
+    }
+
+    /// What [`Host::snapshot_revert`] would do.
+    ///
+    /// # Errors
+    /// The refusals of [`plan::revert`].
+    pub fn plan_revert(
+        &self,
+        domain: &str,
+        request: &RevertRequest,
+        observer: &dyn Observer,
+    ) -> Result<Plan> {
+        self.only_plan(domain, observer, |inventory, fresh| {
+            plan::revert(inventory, request, fresh)
+        })
+    }
+
+    /// What [`Host::snapshot_delete`] would do.
+    ///
+    /// # Errors
+    /// The refusals of [`plan::delete`].
+    pub fn plan_delete(
+        &self,
+        domain: &str,
+        request: &DeleteRequest,
+        observer: &dyn Observer,
+    ) -> Result<Plan> {
+        self.only_plan(domain, observer, |inventory, fresh| {
+            plan::delete(inventory, request, fresh)
+        })
+    }
+
+    /// All snapshots of a domain, running or not.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSuchDomain`], or what the store reports.
+    pub fn snapshots(&self, domain: &str, observer: &dyn Observer) -> Result<DomainRecord> {
+        let target = resolve(&self.ports, &self.store, domain)?;
+        self.recover(&target, observer)?;
+        target.store.load()
+    }
+
+    /// Copies a snapshot's memory image to a new file that stock `xl restore` takes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSuchSnapshot`], [`ErrorKind::Corrupt`], or what the file system says.
+    pub fn export_memory(
+        &self,
+        domain: &str,
+        name: &str,
+        to: &Path,
+        observer: &dyn Observer,
+    ) -> Result<()> {
+        let target = resolve(&self.ports, &self.store, domain)?;
+        self.recover(&target, observer)?;
+        let record = target.store.load()?;
+        let snapshot = record.find(name)?;
+        let proof = snapshot.memory.as_ref().ok_or_else(|| {
+            Error::new(
+                ErrorKind::InvalidRequest,
+                format!("snapshot '{name}' holds no memory"),
+            )
+        })?;
+        memory::export(&target.store.memory_path(snapshot.id), proof, to, observer)
+    }
+
+    /// V6's view of a snapshot, with the memory image's path filled in.
+    pub fn domain_snapshot(&self, domain: &str, record: &SnapshotRecord) -> DomainSnapshot {
+        let mut snapshot = record.snapshot.clone();
+        if record.memory.is_some() {
+            let path = self.store.domain(domain).memory_path(record.id);
+            snapshot.memory_file = Some(path.to_string_lossy().into_owned());
+        }
+        snapshot
+    }
+
+    fn only_plan(
+        &self,
+        domain: &str,
+        observer: &dyn Observer,
+        planner: impl Fn(&Inventory, &Fresh) -> Result<Plan>,
+    ) -> Result<Plan> {
+        let target = resolve(&self.ports, &self.store, domain)?;
+        self.recover(&target, observer)?;
+        let inventory = observe(&self.ports, &target)?;
+        let plan = planner(&inventory, &Fresh::now())?;
+        plan::check(&plan, &inventory)?;
+        Ok(plan)
+    }
+
+    fn execute(
+        &self,
+        domain: &str,
+        observer: &dyn Observer,
+        planner: impl Fn(&Inventory, &Fresh) -> Result<Plan>,
+    ) -> Result<Done> {
+        let plan = self.only_plan(domain, observer, planner)?;
+        let target = resolve(&self.ports, &self.store, domain)?;
+        let lock = target.store.lock(LockWait::No)?;
+        // Whoever held the lock in between may have been killed.
+        exec::recover(&self.ports, &target.store, &lock, observer)?;
+        if observe(&self.ports, &target)?.basis() != plan.basis {
+            return Err(Error::new(
+                ErrorKind::Stale,
+                format!(
+                    "domain '{}' changed while the operation was prepared",
+                    target.name
+                ),
+            )
+            .hint("give the command again"));
+        }
+        for note in &plan.notes {
+            observer.note(note);
+        }
+        let Outcome { left_over } = exec::run(&plan, &self.ports, &target.store, &lock, observer)?;
+        Ok(Done {
+            record: target.store.load()?,
+            plan,
+            left_over,
+        })
+    }
+
+    /// Ends what an earlier process left unfinished. An operation that is in progress is left alone.
+    fn recover(&self, target: &Target, observer: &dyn Observer) -> Result<()> {
+        if !target.store.journal_path().exists() {
+            return Ok(());
+        }
+        let lock: DomainLock = match target.store.lock(LockWait::No) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == ErrorKind::Locked => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        match exec::recover(&self.ports, &target.store, &lock, observer)? {
+            Recovered::Nothing => {}
+            Recovered::Finished(what) => {
+                observer.note(&format!("{what}, which had been interrupted, was finished"));
+            }
+            Recovered::TakenBack(what) => {
+                observer.note(&format!(
+                    "{what}, which had been interrupted, was taken back"
+                ));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,301 @@
+//! The snapshots on disk: one directory per domain, 0700, owned by root.
+//!
+//! ```text
+//! <root>/<domain, escaped>/lock           taken by every command that changes something
+//!                         /domain         the record: all snapshots of the domain
+//!                         /journal        what an operation in progress intended and did
+//!                         /<id>/memory    a memory image that stock `xl restore` takes
+//! ```
+//! `docs/store-format.md` specifies the bytes.
+
+pub(crate) mod atomic;
+mod envelope;
+mod lock;
+
+pub use envelope::{Envelope, FORMAT_VERSION};
+pub use lock::{DomainLock, LockWait};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::name::{SnapshotId, domain_directory};
+use crate::model::record::DomainRecord;
+use rustix::fs::Mode;
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// Where snapshots are kept unless the user says otherwise.
+pub const DEFAULT_ROOT: &str = "/var/lib/xen/libxl-ext";
+
+/// Files of ours: readable and writable by root alone, since they hold guests' memory.
+pub(crate) const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+
+/// All domains' snapshots below one directory.
+#[derive(Clone, Debug)]
+pub struct Store {
+    root: PathBuf,
+}
+
+impl Store {
+    /// The store below `root`. Nothing is created before something is written.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The part of the store that belongs to one domain.
+    pub fn domain(&self, name: &str) -> DomainStore {
+        DomainStore {
+            name: name.to_owned(),
+            directory: self.root.join(domain_directory(name)),
+        }
+    }
+}
+
+/// One domain's part of the store.
+#[derive(Clone, Debug)]
+pub struct DomainStore {
+    name: String,
+    directory: PathBuf,
+}
+
+impl DomainStore {
+    /// The directory that holds everything of the domain.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The directory of one snapshot.
+    pub fn snapshot_directory(&self, id: SnapshotId) -> PathBuf {
+        self.directory.join(id.to_string())
+    }
+
+    /// The memory image of one snapshot.
+    pub fn memory_path(&self, id: SnapshotId) -> PathBuf {
+        self.snapshot_directory(id).join("memory")
+    }
+
+    /// The memory image of one snapshot while it is being written.
+    pub fn partial_memory_path(&self, id: SnapshotId) -> PathBuf {
+        self.snapshot_directory(id).join("memory.partial")
+    }
+
+    /// The journal of an operation in progress.
+    pub fn journal_path(&self) -> PathBuf {
+        self.directory.join("journal")
+    }
+
+    fn record_path(&self) -> PathBuf {
+        self.directory.join("domain")
+    }
+
+    /// Whether anything is kept for the domain.
+    pub fn exists(&self) -> bool {
+        self.record_path().exists() || self.journal_path().exists()
+    }
+
+    /// Reads the record; a domain of which nothing is kept has an empty one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] and [`ErrorKind::NewerVersion`] for a file that is there and cannot be
+    /// believed, [`ErrorKind::Io`] if it cannot be read. Absence is no error.
+    pub fn load(&self) -> Result<DomainRecord> {
+        let path = self.record_path();
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(DomainRecord::new(&self.name));
+            }
+            Err(error) => return Err(Error::io(format!("read {}", path.display()), error)),
+        };
+        let record: DomainRecord = Envelope::RECORD.open(&bytes, &path)?;
+        if record.domain != self.name {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "{} belongs to domain '{}', not to '{}'",
+                    path.display(),
+                    record.domain,
+                    self.name
+                ),
+            ));
+        }
+        record.check()?;
+        Ok(record)
+    }
+
+    /// Replaces the record in one step that a crash cannot split.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] or [`ErrorKind::NoSpace`]; the old record is then still there.
+    pub fn save(&self, record: &DomainRecord) -> Result<()> {
+        record.check()?;
+        self.ensure_directory()?;
+        atomic::replace(&self.record_path(), &Envelope::RECORD.seal(record)?)
+    }
+
+    /// Creates the domain's directory if it is not there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] or [`ErrorKind::NoSpace`].
+    pub fn ensure_directory(&self) -> Result<()> {
+        private_directory(&self.directory)
+    }
+
+    /// Creates the directory of one snapshot.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] or [`ErrorKind::NoSpace`].
+    pub fn create_snapshot_directory(&self, id: SnapshotId) -> Result<()> {
+        private_directory(&self.snapshot_directory(id))?;
+        atomic::sync_directory(&self.directory)
+    }
+
+    /// Makes a memory image that was written completely durable and gives it its final name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] or [`ErrorKind::NoSpace`], if what was written did not reach the disk.
+    pub fn seal_memory(&self, id: SnapshotId) -> Result<()> {
+        let (partial, path) = (self.partial_memory_path(id), self.memory_path(id));
+        if !partial.exists() && path.exists() {
+            return Ok(());
+        }
+        atomic::sync_file(&partial)?;
+        fs::rename(&partial, &path)
+            .map_err(|error| Error::io(format!("rename {}", partial.display()), error))?;
+        atomic::sync_directory(&self.snapshot_directory(id))
+    }
+
+    /// Removes the directory of one snapshot with the files of ours that are in it. Doing it again is
+    /// no error.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`], also when the directory holds a file that is not ours: it is left there.
+    pub fn remove_snapshot_directory(&self, id: SnapshotId) -> Result<()> {
+        for path in [self.partial_memory_path(id), self.memory_path(id)] {
+            absent_is_fine(fs::remove_file(&path))
+                .map_err(|error| Error::io(format!("remove {}", path.display()), error))?;
+        }
+        let directory = self.snapshot_directory(id);
+        absent_is_fine(fs::remove_dir(&directory))
+            .map_err(|error| Error::io(format!("remove {}", directory.display()), error))?;
+        if self.directory.exists() {
+            atomic::sync_directory(&self.directory)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Bytes that can still be written below the store.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn free_bytes(&self) -> Result<u64> {
+        let existing = self
+            .directory
+            .ancestors()
+            .find(|path| path.exists())
+            .unwrap_or(Path::new("/"));
+        let room = rustix::fs::statvfs(existing)
+            .map_err(|error| Error::io(format!("statvfs {}", existing.display()), error))?;
+        Ok(room.f_bavail.saturating_mul(room.f_frsize))
+    }
+
+    /// Waits for, or tries to take, the lock of the domain.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`] naming the holder's pid, [`ErrorKind::Io`].
+    pub fn lock(&self, wait: LockWait) -> Result<DomainLock> {
+        self.ensure_directory()?;
+        DomainLock::take(&self.directory.join("lock"), &self.name, wait)
+    }
+}
+
+pub(crate) fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn private_directory(path: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| Error::io(format!("create directory {}", path.display()), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tree::tests::record;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn store() -> (tempfile::TempDir, DomainStore) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path().join("root")).domain("g 1/x");
+        (directory, store)
+    }
+
+    #[test]
+    fn a_record_comes_back_as_it_was_saved_and_only_root_can_read_it() {
+        let (_keep, store) = store();
+        let mut domain = DomainRecord::new("g 1/x");
+        domain.add(record(1));
+        store.save(&domain).unwrap();
+        assert_eq!(store.load().unwrap(), domain);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(&store.record_path()), 0o600);
+        assert_eq!(mode(store.directory()), 0o700);
+    }
+
+    #[test]
+    fn absent_corrupt_and_newer_are_three_answers() {
+        let (_keep, store) = store();
+        assert!(store.load().unwrap().snapshots.is_empty());
+        store.save(&DomainRecord::new("g 1/x")).unwrap();
+        let good = fs::read(store.record_path()).unwrap();
+        fs::write(store.record_path(), &good[..good.len() - 1]).unwrap();
+        assert_eq!(store.load().unwrap_err().kind(), ErrorKind::Corrupt);
+        let newer = String::from_utf8(good).unwrap().replacen(" 1 ", " 2 ", 1);
+        fs::write(store.record_path(), newer).unwrap();
+        assert_eq!(store.load().unwrap_err().kind(), ErrorKind::NewerVersion);
+    }
+
+    #[test]
+    fn a_record_of_another_domain_is_refused() {
+        let (_keep, store) = store();
+        store.save(&DomainRecord::new("other")).unwrap();
+        assert_eq!(store.load().unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn removing_a_snapshot_twice_is_fine_but_a_foreign_file_stays() {
+        let (_keep, store) = store();
+        let id = SnapshotId::random();
+        store.create_snapshot_directory(id).unwrap();
+        fs::write(store.memory_path(id), b"m").unwrap();
+        let foreign = store.snapshot_directory(id).join("notes.txt");
+        fs::write(&foreign, b"not ours").unwrap();
+        assert!(store.remove_snapshot_directory(id).is_err());
+        assert!(foreign.exists());
+        fs::remove_file(foreign).unwrap();
+        store.remove_snapshot_directory(id).unwrap();
+        store.remove_snapshot_directory(id).unwrap();
+    }
+
+    #[test]
+    fn the_lock_keeps_a_second_operation_out() {
+        let (_keep, store) = store();
+        let held = store.lock(LockWait::No).unwrap();
+        let error = store.lock(LockWait::No).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Locked);
+        assert!(
+            error.report().contains(&std::process::id().to_string()),
+            "{}",
+            error.report()
+        );
+        drop(held);
+        store.lock(LockWait::No).unwrap();
+    }
+}

@@ -1,0 +1,183 @@
+//! What can be typed. Validation that needs no host happens here; a mistake ends with exit status 2.
+
+use clap::{ArgGroup, Args, Parser, Subcommand};
+use libxl_ext::model::domain::GuestState;
+use libxl_ext::model::name::SnapshotName;
+use libxl_ext::store::DEFAULT_ROOT;
+use std::path::PathBuf;
+
+/// Snapshots of Xen domains: memory and disks at one instant.
+#[derive(Debug, Parser)]
+#[command(name = "xl-ext", version, max_term_width = 100, after_help = EXIT_STATUS)]
+pub(crate) struct Arguments {
+    /// Directory in which snapshots are kept.
+    #[arg(long, global = true, value_name = "DIR", env = "XL_EXT_STORE", default_value = DEFAULT_ROOT)]
+    pub(crate) store: PathBuf,
+
+    /// Say on standard error what is done (twice: all of it).
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXIT_STATUS: &str = "Exit status: 0 done, 1 failed (nothing was changed, or it says what), 2 usage.\n\
+    DOMAIN is a name or a domid.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Take a snapshot of a running domain; the guest goes on.
+    SnapshotCreate(Create),
+    /// List a domain's snapshots.
+    SnapshotList(List),
+    /// Show one snapshot.
+    SnapshotInfo(Info),
+    /// Bring a domain's memory and disks back to a snapshot.
+    SnapshotRevert(Revert),
+    /// Delete a snapshot; its children are kept.
+    SnapshotDelete(Delete),
+    /// Copy a snapshot's memory image to a new file that stock `xl restore` takes.
+    SnapshotExportMemory(ExportMemory),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// Name of the snapshot [default: the time in seconds since the epoch].
+    #[arg(short, long, value_parser = snapshot_name, allow_hyphen_values = true)]
+    pub(crate) name: Option<SnapshotName>,
+    /// Words of your own.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) description: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+    /// The domain.
+    pub(crate) domain: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Show which snapshot came from which.
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) tree: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The domain.
+    pub(crate) domain: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Info {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The domain.
+    pub(crate) domain: String,
+    /// The snapshot.
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("state").args(["running", "paused"]))]
+pub(crate) struct Revert {
+    /// Let the guest run afterwards, whatever it did in the snapshot.
+    #[arg(long)]
+    running: bool,
+    /// Leave the guest paused afterwards.
+    #[arg(long)]
+    paused: bool,
+    #[command(flatten)]
+    pub(crate) output: Output,
+    /// The domain.
+    pub(crate) domain: String,
+    /// The snapshot.
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) name: String,
+}
+
+impl Revert {
+    /// How the guest shall be afterwards, if that was said.
+    pub(crate) fn state(&self) -> Option<GuestState> {
+        match (self.running, self.paused) {
+            (true, _) => Some(GuestState::Running),
+            (_, true) => Some(GuestState::Paused),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Delete {
+    #[command(flatten)]
+    pub(crate) output: Output,
+    /// The domain.
+    pub(crate) domain: String,
+    /// The snapshot.
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportMemory {
+    /// The domain.
+    pub(crate) domain: String,
+    /// The snapshot.
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) name: String,
+    /// The new file.
+    pub(crate) file: PathBuf,
+}
+
+/// What the commands that change something have in common.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Output {
+    /// Print what would be done and what it would cost, and do nothing.
+    #[arg(long)]
+    pub(crate) plan: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn snapshot_name(name: &str) -> Result<SnapshotName, String> {
+    SnapshotName::new(name).map_err(|error| error.report())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_table_of_commands_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_name_that_looks_like_an_option_can_be_given() {
+        let arguments =
+            Arguments::try_parse_from(["xl-ext", "snapshot-create", "-n", "-rf", "g1"]).unwrap();
+        let Command::SnapshotCreate(create) = arguments.command else {
+            panic!()
+        };
+        assert_eq!(create.name.unwrap().as_str(), "-rf");
+    }
+
+    #[test]
+    fn a_bad_name_and_two_states_are_usage_errors() {
+        for words in [
+            &["snapshot-create", "-n", "../x", "g1"][..],
+            &["snapshot-create", "-n", "", "g1"],
+            &["snapshot-revert", "--running", "--paused", "g1", "a"],
+            &["snapshot-list", "--tree", "--json", "g1"],
+            &["snapshot-revert", "g1"],
+            &[],
+        ] {
+            let error =
+                Arguments::try_parse_from(["xl-ext"].iter().chain(words)).expect_err("taken");
+            assert_eq!(error.exit_code(), 2, "{words:?}");
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! `xl-ext`: snapshots of Xen domains on the command line.
+//!
+//! argv -> [`args`] (what was typed) -> a request of the library -> [`render`] (what is printed).
+//! Exit status: 0 done, 1 failed, 2 usage.
+
+mod args;
+mod commands;
+mod log;
+mod render;
+mod terminal;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = args::Arguments::parse();
+    log::start(arguments.verbose);
+    match commands::run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{}", error.report());
+            eprintln!("xl-ext: {}", error.report());
+            ExitCode::FAILURE
+        }
+    }
+}

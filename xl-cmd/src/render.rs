@@ -1,0 +1,211 @@
+//! What the commands print. Text is for people and may change; JSON is for machines and grows only.
+
+use comfy_table::{Table, presets};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use libxl_ext::model::record::{DomainRecord, RecordState, SnapshotRecord};
+use libxl_ext::snapshot::{Done, Host};
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+
+/// What `--json` prints after a change: the plan's identity and the snapshots as they are now.
+pub(crate) fn done_json(host: &Host, done: &Done) -> Value {
+    json!({
+        "operation": done.plan.operation,
+        "id": done.plan.id,
+        "snapshot": done.plan.snapshot,
+        "notes": done.plan.notes,
+        "now": list_json(host, &done.record),
+    })
+}
+
+/// All snapshots of a domain.
+pub(crate) fn list_json(host: &Host, record: &DomainRecord) -> Value {
+    let current = record
+        .current
+        .and_then(|id| record.get(id))
+        .map(SnapshotRecord::name);
+    let snapshots: Vec<_> = record
+        .snapshots
+        .iter()
+        .map(|snapshot| snapshot_json(host, record, snapshot))
+        .collect();
+    json!({ "domain": record.domain, "current": current, "snapshots": snapshots })
+}
+
+/// One snapshot: V6's `domain_snapshot` in libxl's JSON dialect, and beside it what we know more.
+pub(crate) fn snapshot_json(
+    host: &Host,
+    record: &DomainRecord,
+    snapshot: &SnapshotRecord,
+) -> Value {
+    let v6 = host.domain_snapshot(&record.domain, snapshot);
+    json!({
+        "domain_snapshot": v6,
+        "id": snapshot.id,
+        "parent": parent(record, snapshot),
+        "current": record.current == Some(snapshot.id),
+        "state": snapshot.state,
+        "guest": snapshot.guest,
+        "type": snapshot.guest_type,
+        "memory_image": snapshot.memory,
+        "disk_images": snapshot.disks,
+    })
+}
+
+/// The snapshots as a table, oldest first.
+pub(crate) fn table(record: &DomainRecord) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["Name", "Created", "Guest", "Memory", "Disks", ""]);
+    for snapshot in &record.snapshots {
+        table.add_row([
+            snapshot.name().to_owned(),
+            created(snapshot, &TimeZone::system()),
+            snapshot.guest.to_string(),
+            memory(snapshot),
+            vdevs(snapshot),
+            remark(record, snapshot).to_owned(),
+        ]);
+    }
+    lines(&table)
+}
+
+/// The snapshots with each one's children below it.
+pub(crate) fn tree(record: &DomainRecord) -> String {
+    let mut text = String::new();
+    for (depth, snapshot) in record.walk() {
+        let remark = match remark(record, snapshot) {
+            "" => String::new(),
+            remark => format!("  ({remark})"),
+        };
+        let _ = writeln!(text, "{}{}{remark}", "  ".repeat(depth), snapshot.name());
+    }
+    text
+}
+
+/// One snapshot, a line for each fact.
+pub(crate) fn info(record: &DomainRecord, snapshot: &SnapshotRecord) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    let mut row = |name: &str, value: String| {
+        table.add_row([format!("{name}:"), value]);
+    };
+    row("Name", snapshot.name().to_owned());
+    row("Domain", record.domain.clone());
+    row(
+        "Description",
+        printable(snapshot.snapshot.description.as_deref().unwrap_or("-")),
+    );
+    row("Created", created(snapshot, &TimeZone::system()));
+    row(
+        "Guest",
+        format!("{}, {}", snapshot.guest_type, snapshot.guest),
+    );
+    row(
+        "Current",
+        if record.current == Some(snapshot.id) {
+            "yes"
+        } else {
+            "no"
+        }
+        .to_owned(),
+    );
+    row("Parent", parent(record, snapshot).unwrap_or("-").to_owned());
+    let children: Vec<_> = record
+        .children(Some(snapshot.id))
+        .map(SnapshotRecord::name)
+        .collect();
+    row(
+        "Children",
+        if children.is_empty() {
+            "-".to_owned()
+        } else {
+            children.join(", ")
+        },
+    );
+    row("Memory", memory(snapshot));
+    for proof in &snapshot.disks {
+        row(
+            "Disk",
+            format!(
+                "{} internal, {}",
+                proof.target.vdev,
+                proof.target.image.display()
+            ),
+        );
+    }
+    if snapshot.state == RecordState::Deleting {
+        row(
+            "State",
+            "its deletion has begun; snapshot-delete finishes it".to_owned(),
+        );
+    }
+    lines(&table)
+}
+
+fn lines(table: &Table) -> String {
+    let mut text = String::new();
+    for line in table.lines() {
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    text
+}
+
+fn parent<'a>(record: &'a DomainRecord, snapshot: &SnapshotRecord) -> Option<&'a str> {
+    snapshot
+        .parent
+        .and_then(|id| record.get(id))
+        .map(SnapshotRecord::name)
+}
+
+fn remark(record: &DomainRecord, snapshot: &SnapshotRecord) -> &'static str {
+    match snapshot.state {
+        RecordState::Deleting => "deletion unfinished",
+        RecordState::Complete if record.current == Some(snapshot.id) => "current",
+        RecordState::Complete => "",
+    }
+}
+
+fn created(snapshot: &SnapshotRecord, zone: &TimeZone) -> String {
+    i64::try_from(snapshot.snapshot.creation_time)
+        .ok()
+        .and_then(|seconds| Timestamp::from_second(seconds).ok())
+        .map_or_else(
+            || "?".to_owned(),
+            |time| {
+                time.to_zoned(zone.clone())
+                    .strftime("%Y-%m-%d %H:%M:%S %z")
+                    .to_string()
+            },
+        )
+}
+
+fn memory(snapshot: &SnapshotRecord) -> String {
+    // The rounding of a display.
+    #[allow(clippy::cast_precision_loss)]
+    snapshot.memory.as_ref().map_or_else(
+        || "-".to_owned(),
+        |proof| format!("{:.1} MiB", proof.bytes as f64 / f64::from(1 << 20)),
+    )
+}
+
+fn vdevs(snapshot: &SnapshotRecord) -> String {
+    let vdevs: Vec<_> = snapshot
+        .disks
+        .iter()
+        .map(|proof| proof.target.vdev.as_str())
+        .collect();
+    if vdevs.is_empty() {
+        "-".to_owned()
+    } else {
+        vdevs.join(" ")
+    }
+}
+
+/// Text of a user's without what could drive a terminal.
+fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
+}
