@@ -299,24 +299,14 @@ impl Lab {
         };
         // The connection may break before the command's status arrives.
         drop(self.try_run("systemctl poweroff", Duration::from_secs(60)));
-        // Xen does not tell QEMU to end once dom0 is down when it was booted with "noreboot"; its last line does.
-        let end = Instant::now() + Duration::from_secs(180);
-        let serial = self.run.file("serial.log");
-        while qemu::is_running(id) {
-            let tail = image::last_lines(&serial, 12);
-            if tail.contains("Hardware Dom0 halted") || tail.contains("Hardware Dom0 shutdown") {
-                thread::sleep(Duration::from_secs(1));
-                break;
-            }
-            if Instant::now() >= end {
-                bail!(
-                    "lab {} does not power off; see {}",
-                    self.name,
-                    serial.display()
-                );
-            }
-            thread::sleep(Duration::from_millis(200));
+        if !qemu::wait_until_gone(id, Duration::from_secs(240)) {
+            bail!(
+                "lab {} does not power off; its console ends:\n{}",
+                self.name,
+                self.log_tail("serial.log")
+            );
         }
+        // The machine is off by itself: this only clears up after it.
         self.power_cut()
     }
 
@@ -446,13 +436,18 @@ impl Drop for Lab {
 fn new_run(run: &RunDir, options: BootOptions) -> Result<State> {
     let image = Image::get()?;
     run.create()?;
-    process::run_ok(
+    let made = process::run_ok(
         Command::new("qemu-img")
             .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
             .arg(image.disk())
             .arg(run.file("disk.qcow2")),
         Duration::from_secs(60),
-    )?;
+    );
+    if let Err(error) = made {
+        // A directory without a disk would be in the way of the next attempt.
+        run.remove()?;
+        return Err(error);
+    }
     let state = State {
         image: PathBuf::from(image.dir()),
         smp: options.smp,

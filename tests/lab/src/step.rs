@@ -6,13 +6,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 
 use crate::guest;
 use crate::host::{BootOptions, Lab};
 use crate::logs;
 use crate::qemu::Lifetime;
 use crate::steps;
+
+/// Where the product keeps its state in dom0; a step must not find another one's snapshots.
+const PRODUCT_STATE: &str = "/var/lib/xen/libxl-ext";
 
 /// One test: a function with a name that says what it shows.
 #[derive(Debug, Clone, Copy)]
@@ -228,20 +231,23 @@ fn run_one(step: &Step, context: &mut Context, options: &Options, tally: &mut Ta
     }
 }
 
-/// Leaves the lab as a step may expect it: up, without guests.
+/// Leaves the lab as a step may expect it: up, without guests and without the product's state.
 fn tidy(lab: &mut Lab) -> Result<()> {
-    let tidied = if lab.is_healthy() {
-        guest::destroy_all(lab)
-    } else {
-        Err(anyhow!("lab is down"))
-    };
-    if let Err(error) = tidied {
+    if let Err(error) = clear(lab) {
         eprintln!("lab: booting the host again: {error:#}");
         lab.power_cut()?;
         lab.start()?;
-        guest::destroy_all(lab)?;
+        clear(lab)?;
     }
     Ok(())
+}
+
+fn clear(lab: &Lab) -> Result<()> {
+    if !lab.is_healthy() {
+        bail!("dom0 does not answer or its toolstack does not work");
+    }
+    guest::destroy_all(lab)?;
+    lab.run(&format!("rm -rf {PRODUCT_STATE}")).map(drop)
 }
 
 fn keep_logs(lab: &Lab, out: &Path) {
