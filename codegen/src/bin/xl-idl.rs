@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use libxl_idl::emit::{self, CHeaderOptions, Compat};
+use libxl_idl::emit::{self, CHeaderOptions, Compat, EmitError, Import, RustOptions};
 use libxl_idl::{Diagnostics, Model, output};
 
 /// Compiles libxl's IDL.
@@ -25,6 +25,20 @@ enum Command {
     },
     /// Writes the resolved model as JSON.
     Dump(InputOutput),
+    /// Writes the types as Rust.
+    Rust {
+        #[command(flatten)]
+        files: InputOutput,
+        /// Path of the crate with the builtin types.
+        #[arg(long, default_value = "libxl_idl_builtin")]
+        builtin: String,
+        /// An imported type with the paths of its safe type and its C mirror; can be repeated.
+        #[arg(long, value_name = "C_NAME=SAFE,FFI", value_parser = parse_import)]
+        import: Vec<(String, Import)>,
+        /// The value of a C constant that the IDL uses as an initial value; can be repeated.
+        #[arg(long, value_name = "C_NAME=NUMBER", value_parser = parse_constant)]
+        constant: Vec<(String, i128)>,
+    },
     /// Writes the C header.
     CHeader {
         #[command(flatten)]
@@ -51,9 +65,11 @@ struct InputOutput {
 enum Failure {
     #[error("{0}")]
     Idl(#[from] Diagnostics),
-    #[error("xl-idl: cannot read {path}")]
+    #[error("xl-idl: {path} has no Rust form: {source}")]
+    Rust { path: PathBuf, source: EmitError },
+    #[error("xl-idl: cannot read {path}: {source}")]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("xl-idl: cannot write {path}")]
+    #[error("xl-idl: cannot write {path}: {source}")]
     Write { path: PathBuf, source: std::io::Error },
 }
 
@@ -61,10 +77,7 @@ fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            match std::error::Error::source(&failure) {
-                Some(source) => eprintln!("{failure}: {source}"),
-                None => eprintln!("{failure}"),
-            }
+            eprintln!("{failure}");
             ExitCode::FAILURE
         }
     }
@@ -77,6 +90,17 @@ fn run(command: Command) -> Result<(), Failure> {
             let model = compile(&files.file)?;
             write(&files, &emit::json(&model))
         }
+        Command::Rust { files, builtin, import, constant } => {
+            let model = compile(&files.file)?;
+            let options = RustOptions {
+                builtin,
+                imports: import.into_iter().collect(),
+                constants: constant.into_iter().collect(),
+            };
+            let text = emit::rust(&model, &options)
+                .map_err(|source| Failure::Rust { path: files.file.clone(), source })?;
+            write(&files, &text)
+        }
         Command::CHeader { files, include, compat } => {
             let model = compile(&files.file)?;
             let options = CHeaderOptions {
@@ -87,6 +111,18 @@ fn run(command: Command) -> Result<(), Failure> {
             write(&files, &emit::c_header(&model, &options))
         }
     }
+}
+
+fn parse_import(text: &str) -> Result<(String, Import), String> {
+    let (c_name, paths) = text.split_once('=').ok_or("expected C_NAME=SAFE,FFI")?;
+    let (safe, ffi) = paths.split_once(',').ok_or("expected two paths, with a comma in between")?;
+    Ok((c_name.to_owned(), Import { safe: safe.to_owned(), ffi: ffi.to_owned() }))
+}
+
+fn parse_constant(text: &str) -> Result<(String, i128), String> {
+    let (c_name, number) = text.split_once('=').ok_or("expected C_NAME=NUMBER")?;
+    let number = number.parse().map_err(|_| format!("`{number}` is no number"))?;
+    Ok((c_name.to_owned(), number))
 }
 
 fn compile(path: &Path) -> Result<Model, Failure> {

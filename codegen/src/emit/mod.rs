@@ -3,7 +3,9 @@
 mod c_header;
 mod compat;
 mod json;
+mod rust;
 
 pub use c_header::{CHeaderOptions, c_header};
 pub use compat::Compat;
 pub use json::json;
+pub use rust::{EmitError, Import, RustOptions, rust};

@@ -1,0 +1,27 @@
+//! `libxl_cpuid_policy_list`.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::IsDefault;
+
+/// What a guest sees of CPUID and of model-specific registers.
+///
+/// It is kept as JSON, unread: libxl 4.17 prints a list of CPUID leaves, later ones a map with the
+/// lists `cpuid` and `msr`, and its C structure is private to libxl.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CpuidPolicyList(pub Value);
+
+impl Default for CpuidPolicyList {
+    fn default() -> Self {
+        Self(Value::Array(Vec::new()))
+    }
+}
+
+impl IsDefault for CpuidPolicyList {
+    fn is_default(&self) -> bool {
+        let empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
+        empty(&self.0) || self.0.as_object().is_some_and(|lists| lists.values().all(empty))
+    }
+}
