@@ -1,8 +1,12 @@
 //! Generates two things: the types of `idl/`, by the project's own compiler, and the bindings to the
 //! libxl that is installed, by bindgen.
 
+use libxl_idl::emit::{Import, RustOptions};
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// The types of this library.
+const IDL: &str = "../idl/libxl_ext_types.idl";
 
 /// What we call of libxl, and the C library's functions for what it allocates and formats.
 const FUNCTIONS: &str = "libxl_(ctx_alloc|ctx_free|name_to_domid|domid_to_name|retrieve_domain_configuration\
@@ -11,10 +15,32 @@ const FUNCTIONS: &str = "libxl_(ctx_alloc|ctx_free|name_to_domid|domid_to_name|r
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    compile_idl(&out);
     bind_libxl(&out);
 }
 
-fn bind_libxl(out: &std::path::Path) {
+fn compile_idl(out: &Path) {
+    println!("cargo::rerun-if-changed={IDL}");
+    let source = std::fs::read_to_string(IDL).expect("the IDL is in the repository");
+    let model = match libxl_idl::compile(&source, IDL) {
+        Ok(model) => model,
+        Err(diagnostics) => panic!("{diagnostics}"),
+    };
+    let device_disk = Import {
+        safe: "crate::model::disk::DeviceDisk".into(),
+        ffi: "crate::port::libxl_sys::libxl_device_disk".into(),
+    };
+    let options = RustOptions {
+        imports: [("libxl_device_disk".into(), device_disk)].into(),
+        ..RustOptions::default()
+    };
+    let code = libxl_idl::emit::rust(&model, &options).expect("every import has a Rust form");
+    libxl_idl::output::write_if_changed(&out.join("libxl_ext_types.rs"), &code)
+        .expect("OUT_DIR is writable");
+}
+
+fn bind_libxl(out: &Path) {
+    println!("cargo::rerun-if-changed=build.rs");
     pkg_config::Config::new()
         .atleast_version("4.17")
         .probe("xenlight")

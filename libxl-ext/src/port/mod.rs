@@ -38,6 +38,8 @@ pub struct DomainView {
     pub life: DomainLife,
     /// What it is doing.
     pub state: DomainState,
+    /// Whether the toolstack has paused it, which it can be in any state.
+    pub paused: bool,
     /// Memory that it has now, in bytes.
     pub memory_bytes: u64,
 }

@@ -176,7 +176,7 @@ pub(crate) fn node_of<'a>(nodes: &'a [BlockNode], disk: &DiskTarget) -> Result<&
 /// gets the lock has to look whether the file is still the one of that name.
 struct SocketLock {
     path: PathBuf,
-    _file: File,
+    file: File,
 }
 
 impl SocketLock {
@@ -204,7 +204,7 @@ impl SocketLock {
                     if std::fs::metadata(&path)
                         .is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino()))
                     {
-                        return Ok(Self { path, _file: file });
+                        return Ok(Self { path, file });
                     }
                 }
                 Err(rustix::io::Errno::AGAIN) if Instant::now() < deadline => {
@@ -220,6 +220,8 @@ impl Drop for SocketLock {
     fn drop(&mut self) {
         // Before the lock goes with the file: whoever waits then finds that the file is not the one.
         let _ = std::fs::remove_file(&self.path);
+        // A program that another thread is starting holds a copy of the descriptor until it execs.
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
     }
 }
 

@@ -59,6 +59,7 @@ impl XenCtl {
                 uuid: Uuid::from_bytes(info.handle),
             },
             state: state(info.flags),
+            paused: info.flags & PAUSED != 0,
             memory_bytes: info.tot_pages.saturating_mul(PAGE_BYTES),
         }))
     }

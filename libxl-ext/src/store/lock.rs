@@ -23,7 +23,7 @@ pub enum LockWait {
 /// The file stays: removing it would let two processes lock two different files of one name.
 #[derive(Debug)]
 pub struct DomainLock {
-    _file: File,
+    file: File,
 }
 
 impl DomainLock {
@@ -51,7 +51,14 @@ impl DomainLock {
         if file.set_len(0).and_then(|()| file.rewind()).is_ok() {
             let _ = writeln!(file, "{}", std::process::id());
         }
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+}
+
+impl Drop for DomainLock {
+    fn drop(&mut self) {
+        // Closing would not do: a program that another thread is starting holds a copy until it execs.
+        let _ = flock(&self.file, FlockOperation::Unlock);
     }
 }
 

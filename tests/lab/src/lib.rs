@@ -8,6 +8,7 @@ pub mod host;
 pub mod image;
 pub mod logs;
 pub mod process;
+pub mod product;
 pub mod qemu;
 pub mod run_dir;
 pub mod ssh;

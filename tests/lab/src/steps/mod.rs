@@ -3,13 +3,24 @@
 mod guests;
 mod power;
 mod save;
+mod snapshot;
+mod snapshot_faults;
+mod snapshot_refused;
 mod xen;
 
 use crate::step::Step;
 
 /// All steps in the order in which they run: those that take the power away are last.
 pub fn all() -> impl Iterator<Item = &'static Step> {
-    [xen::STEPS, guests::STEPS, save::STEPS, power::STEPS]
-        .into_iter()
-        .flatten()
+    [
+        xen::STEPS,
+        guests::STEPS,
+        save::STEPS,
+        snapshot::STEPS,
+        snapshot_refused::STEPS,
+        snapshot_faults::STEPS,
+        power::STEPS,
+    ]
+    .into_iter()
+    .flatten()
 }

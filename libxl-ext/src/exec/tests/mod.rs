@@ -1,0 +1,310 @@
+//! Every operation, with every call to a port failing, and with the process killed before and after
+//! every call: the guest is as before or as after, never between, nothing is left over, and the command
+//! can be given again.
+
+mod world;
+
+use crate::error::{ErrorKind, Result};
+use crate::event::Unobserved;
+use crate::model::domain::DomainState;
+use crate::model::name::SnapshotName;
+use crate::model::record::RecordState;
+use crate::plan::{CreateRequest, DeleteRequest, RevertRequest};
+use crate::snapshot::Host;
+use crate::store::Store;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use world::{Fault, IMAGES, Killed, NAME, Shared};
+
+const FAULTS: [Fault; 3] = [Fault::Fails, Fault::KilledBefore, Fault::KilledAfter];
+
+/// No operation makes more calls than this; a loop that does not end is found.
+const CALLS_MAX: usize = 200;
+
+/// What the user sees of a domain: is it running, its memory, its disks.
+type Seen = (Option<(DomainState, String)>, Vec<String>);
+
+fn see(shared: &Shared) -> Seen {
+    let world = shared.0.borrow();
+    let domain = world
+        .the_domain()
+        .map(|domain| (domain.state(), domain.memory.clone()));
+    (
+        domain,
+        IMAGES
+            .iter()
+            .map(|path| world.images[Path::new(path)].content.clone())
+            .collect(),
+    )
+}
+
+fn running(which: &str) -> Seen {
+    let memory = format!("memory {which}");
+    (
+        Some((DomainState::Running, memory)),
+        vec![format!("disk {which}"); IMAGES.len()],
+    )
+}
+
+fn create(host: &Host, name: &str) -> Result<()> {
+    let request = CreateRequest {
+        name: Some(SnapshotName::new(name)?),
+        description: None,
+    };
+    host.snapshot_create(NAME, &request, &Unobserved).map(drop)
+}
+
+fn revert(host: &Host, name: &str) -> Result<()> {
+    let request = RevertRequest {
+        name: name.into(),
+        state: None,
+    };
+    let done = host.snapshot_revert(NAME, &request, &Unobserved)?;
+    done.left_over.map_or(Ok(()), Err)
+}
+
+fn delete(host: &Host, name: &str) -> Result<()> {
+    host.snapshot_delete(NAME, &DeleteRequest { name: name.into() }, &Unobserved)
+        .map(drop)
+}
+
+fn names(host: &Host) -> Vec<String> {
+    let record = host.snapshots(NAME, &Unobserved).unwrap();
+    record
+        .snapshots
+        .iter()
+        .map(|snapshot| snapshot.name().to_owned())
+        .collect()
+}
+
+/// A domain with snapshots `one` and `two` that lived on to state 2.
+fn prepared() -> (tempfile::TempDir, Shared) {
+    // Not on a disk: thousands of flushes follow.
+    let memory = Path::new("/dev/shm");
+    let place = if memory.is_dir() {
+        memory.to_path_buf()
+    } else {
+        std::env::temp_dir()
+    };
+    let root = tempfile::tempdir_in(place).unwrap();
+    let shared = Shared::new();
+    let host = shared.host(root.path());
+    create(&host, "one").unwrap();
+    shared.live_on("1");
+    create(&host, "two").unwrap();
+    shared.live_on("2");
+    (root, shared)
+}
+
+/// Runs `act` in a process of its own, so to say: `None` if it was killed.
+fn attempt(shared: &Shared, root: &Path, act: impl Fn(&Host) -> Result<()>) -> Option<Result<()>> {
+    let host = shared.host(root);
+    match catch_unwind(AssertUnwindSafe(|| act(&host))) {
+        Ok(result) => Some(result),
+        Err(panic) if panic.is::<Killed>() => None,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// Whatever the record says is there, and nothing else is.
+fn assert_whole(shared: &Shared, root: &Path, what: &str) {
+    let store = Store::new(root).domain(NAME);
+    let record = store.load().unwrap();
+    assert!(!store.journal_path().exists(), "{what}: a journal is left");
+    let world = shared.0.borrow();
+    for snapshot in &record.snapshots {
+        assert_eq!(snapshot.state, RecordState::Complete, "{what}");
+        let number = if snapshot.name() == "one" { "0" } else { "1" };
+        let memory = std::fs::read(store.memory_path(snapshot.id)).unwrap();
+        if ["one", "two"].contains(&snapshot.name()) {
+            assert!(
+                memory.ends_with(format!("memory {number}").as_bytes()),
+                "{what}"
+            );
+        }
+        for image in world.images.values() {
+            let (content, _) = &image.snapshots[&snapshot.id.tag()];
+            if ["one", "two"].contains(&snapshot.name()) {
+                assert_eq!(content, &format!("disk {number}"), "{what}");
+            }
+        }
+    }
+    for (path, image) in &world.images {
+        assert_eq!(
+            image.snapshots.len(),
+            record.snapshots.len(),
+            "{what}: leaked in {path:?}"
+        );
+    }
+    let expected = record.snapshots.len() + ["domain", "lock"].len();
+    let entries: Vec<_> = std::fs::read_dir(store.directory())
+        .unwrap()
+        .flatten()
+        .collect();
+    assert_eq!(entries.len(), expected, "{what}: {entries:?}");
+}
+
+/// Lets every call of `act` go wrong in every way. `done` tells whether the operation took effect, from
+/// what is seen and recorded afterwards; between the two there is nothing.
+fn every_fault(
+    act: impl Fn(&Host) -> Result<()> + Copy,
+    before: (&Seen, &[&str]),
+    after: (&Seen, &[&str]),
+) -> usize {
+    let mut points = 0;
+    for fault in FAULTS {
+        for at in 0..=CALLS_MAX {
+            assert!(at < CALLS_MAX, "it never ends");
+            let (root, shared) = prepared();
+            shared.0.borrow_mut().inject(at, fault);
+            let result = attempt(&shared, root.path(), act);
+            if !shared.0.borrow_mut().heal() {
+                assert!(matches!(result, Some(Ok(()))));
+                break;
+            }
+            points += 1;
+            let what = format!("call {at}, {fault:?}");
+            let host = shared.host(root.path());
+            let undone =
+                matches!(&result, Some(Err(error)) if error.kind() != ErrorKind::NeedsRepair);
+            if undone && see(&shared) == *before.0 {
+                // An error leaves no work for recovery, but for a deletion, which says so.
+                assert!(
+                    !Store::new(root.path()).domain(NAME).journal_path().exists(),
+                    "{what}"
+                );
+            }
+            let names = names(&host);
+            let now = (
+                see(&shared),
+                names.iter().map(String::as_str).collect::<Vec<_>>(),
+            );
+            let is = |state: (&Seen, &[&str])| now.0 == *state.0 && now.1 == state.1;
+            assert!(is(before) || is(after), "{what}: {now:?} after {result:?}");
+            if is(before) && before != after || !is(after) {
+                act(&host).unwrap_or_else(|error| panic!("{what}, again: {}", error.report()));
+                assert_eq!(see(&shared), *after.0, "{what}, again");
+            }
+            assert_whole(&shared, root.path(), &what);
+        }
+    }
+    points
+}
+
+#[test]
+fn create_is_all_or_nothing() {
+    let seen = running("2");
+    let points = every_fault(
+        |host| create(host, "three"),
+        (&seen, &["one", "two"]),
+        (&seen, &["one", "two", "three"]),
+    );
+    println!("{points} points of failure");
+    assert!(points > 30, "{points}");
+}
+
+#[test]
+fn revert_is_all_or_nothing() {
+    let points = every_fault(
+        |host| revert(host, "one"),
+        (&running("2"), &["one", "two"]),
+        (&running("0"), &["one", "two"]),
+    );
+    println!("{points} points of failure");
+    assert!(points > 60, "{points}");
+}
+
+#[test]
+fn delete_is_all_or_nothing() {
+    let seen = running("2");
+    let points = every_fault(
+        |host| match delete(host, "one") {
+            // Recovery may have finished it before the command was given again.
+            Err(error) if error.kind() == ErrorKind::NoSuchSnapshot => Ok(()),
+            other => other,
+        },
+        (&seen, &["one", "two"]),
+        (&seen, &["two"]),
+    );
+    println!("{points} points of failure");
+    assert!(points > 20, "{points}");
+}
+
+/// Recovery that is killed itself is taken up by the next one.
+#[test]
+fn a_revert_survives_two_kills() {
+    let (before, after) = (running("2"), running("0"));
+    for first in (0..CALLS_MAX).step_by(3) {
+        for second in (0..CALLS_MAX).step_by(2) {
+            let (root, shared) = prepared();
+            shared.0.borrow_mut().inject(first, Fault::KilledAfter);
+            if attempt(&shared, root.path(), |host| revert(host, "one")).is_some() {
+                return;
+            }
+            shared.0.borrow_mut().inject(second, Fault::KilledAfter);
+            let recovered = attempt(&shared, root.path(), |host| {
+                host.snapshots(NAME, &Unobserved).map(drop)
+            });
+            shared.0.borrow_mut().heal();
+            let what = format!("killed after calls {first} and {second}");
+            assert_eq!(names(&shared.host(root.path())), ["one", "two"], "{what}");
+            let now = see(&shared);
+            assert!(now == before || now == after, "{what}: {now:?}");
+            assert_whole(&shared, root.path(), &what);
+            if recovered.is_some() {
+                break;
+            }
+        }
+    }
+    panic!("a revert makes more calls than this test foresees");
+}
+
+#[test]
+fn a_guest_that_was_paused_is_paused_again_whatever_happens() {
+    for fault in FAULTS {
+        for at in 0..CALLS_MAX {
+            let (root, shared) = prepared();
+            shared
+                .0
+                .borrow_mut()
+                .domains
+                .values_mut()
+                .for_each(|domain| domain.pauses = 1);
+            shared.0.borrow_mut().inject(at, fault);
+            let result = attempt(&shared, root.path(), |host| create(host, "three"));
+            let happened = shared.0.borrow_mut().heal();
+            names(&shared.host(root.path()));
+            let world = shared.0.borrow();
+            let domain = world.the_domain().unwrap();
+            let now = (domain.suspended, domain.pauses);
+            assert_eq!(now, (false, 1), "call {at}, {fault:?}: {result:?}");
+            if !happened {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_domain_that_is_off_is_restored_and_an_error_leaves_its_disks() {
+    for fault in FAULTS {
+        for at in 0..CALLS_MAX {
+            let (root, shared) = prepared();
+            shared.0.borrow_mut().domains.clear();
+            shared.0.borrow_mut().inject(at, fault);
+            let _ = attempt(&shared, root.path(), |host| revert(host, "two"));
+            let happened = shared.0.borrow_mut().heal();
+            names(&shared.host(root.path()));
+            let off = (None, vec!["disk 2".to_owned(); 2]);
+            let now = see(&shared);
+            assert!(
+                now == off || now == running("1"),
+                "call {at}, {fault:?}: {now:?}"
+            );
+            assert_whole(&shared, root.path(), &format!("call {at}, {fault:?}"));
+            if !happened {
+                break;
+            }
+        }
+    }
+}

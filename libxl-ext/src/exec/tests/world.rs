@@ -1,0 +1,427 @@
+//! A host made of data: domains, images and a store in a temporary directory. Any call to a port can be
+//! made to fail, or to be the last one of the process, before or after it took effect.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Observer;
+use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, InternalSnapshot, Stamp};
+use crate::model::domain::{DomainLife, DomainState, GuestType};
+use crate::port::{
+    BlockLayer, BlockNode, Configuration, DeviceModel, DomainView, Hypervisor, Images, NoticeBoard,
+    Ports, Restorer, Toolstack,
+};
+use crate::snapshot::Host;
+use crate::store::Store;
+use serde_json::json;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use uuid::Uuid;
+
+pub(super) const NAME: &str = "g1";
+pub(super) const IMAGES: [&str; 2] = ["/images/a.qcow2", "/images/b.qcow2"];
+
+/// How a call goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// It reports a failure and has done nothing.
+    Fails,
+    /// The process is killed before the call took effect.
+    KilledBefore,
+    /// The process is killed after it.
+    KilledAfter,
+}
+
+/// What a kill unwinds with.
+pub(super) struct Killed;
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Domain {
+    pub(super) uuid: Uuid,
+    /// Running or suspended.
+    pub(super) suspended: bool,
+    /// How often it was paused.
+    pub(super) pauses: u32,
+    pub(super) memory: String,
+}
+
+impl Domain {
+    pub(super) fn state(&self) -> DomainState {
+        match (self.suspended, self.pauses) {
+            (true, _) => DomainState::Suspended,
+            (false, 0) => DomainState::Running,
+            (false, _) => DomainState::Paused,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Image {
+    pub(super) content: String,
+    pub(super) snapshots: BTreeMap<String, (String, i64)>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct World {
+    pub(super) domains: BTreeMap<u32, Domain>,
+    pub(super) images: BTreeMap<PathBuf, Image>,
+    next_domid: u32,
+    clock: i64,
+    calls: usize,
+    fault: Option<(usize, Fault)>,
+}
+
+impl World {
+    /// The call of the given number, counted from now, goes wrong.
+    pub(super) fn inject(&mut self, at: usize, fault: Fault) {
+        self.calls = 0;
+        self.fault = Some((at, fault));
+    }
+
+    /// Nothing goes wrong any more. Returns whether something had.
+    pub(super) fn heal(&mut self) -> bool {
+        self.fault.take().is_none_or(|(at, _)| self.calls > at)
+    }
+
+    pub(super) fn the_domain(&self) -> Option<&Domain> {
+        self.domains.values().next()
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Shared(pub(super) Rc<RefCell<World>>);
+
+impl Shared {
+    /// A running domain with two disks.
+    pub(super) fn new() -> Self {
+        let domain = Domain {
+            uuid: Uuid::from_u128(7),
+            suspended: false,
+            pauses: 0,
+            memory: "memory 0".into(),
+        };
+        let image = Image {
+            content: "disk 0".into(),
+            ..Image::default()
+        };
+        Self(Rc::new(RefCell::new(World {
+            domains: [(1, domain)].into(),
+            images: IMAGES.map(|path| (path.into(), image.clone())).into(),
+            next_domid: 2,
+            clock: 1000,
+            ..World::default()
+        })))
+    }
+
+    pub(super) fn host(&self, root: &Path) -> Host {
+        let ports = Ports {
+            hypervisor: Box::new(self.clone()),
+            toolstack: Box::new(self.clone()),
+            block: Box::new(self.clone()),
+            images: Box::new(self.clone()),
+            restorer: Box::new(self.clone()),
+            board: Box::new(self.clone()),
+        };
+        Host::new(ports, Store::new(root))
+    }
+
+    /// The guest goes on: memory and disks change.
+    pub(super) fn live_on(&self, to: &str) {
+        let mut world = self.0.borrow_mut();
+        for domain in world.domains.values_mut() {
+            domain.memory = format!("memory {to}");
+        }
+        for image in world.images.values_mut() {
+            image.content = format!("disk {to}");
+        }
+    }
+
+    fn call<T>(&self, act: impl FnOnce(&mut World) -> Result<T>) -> Result<T> {
+        let mut world = self.0.borrow_mut();
+        let at = world.calls;
+        world.calls += 1;
+        let fault = world
+            .fault
+            .filter(|(wanted, _)| *wanted == at)
+            .map(|(_, fault)| fault);
+        match fault {
+            Some(Fault::Fails) => return Err(Error::new(ErrorKind::Toolstack, "injected")),
+            Some(Fault::KilledBefore) => {
+                drop(world);
+                std::panic::resume_unwind(Box::new(Killed));
+            }
+            Some(Fault::KilledAfter) | None => {}
+        }
+        let result = act(&mut world);
+        if fault.is_some() {
+            drop(world);
+            std::panic::resume_unwind(Box::new(Killed));
+        }
+        result
+    }
+}
+
+fn impossible(what: &str) -> Error {
+    Error::new(ErrorKind::Toolstack, what)
+}
+
+impl World {
+    fn domain(&mut self, domid: u32) -> Result<&mut Domain> {
+        self.domains
+            .get_mut(&domid)
+            .ok_or_else(|| impossible("no such domain"))
+    }
+
+    fn image(&mut self, path: &Path) -> Result<&mut Image> {
+        self.images
+            .get_mut(path)
+            .ok_or_else(|| impossible("no such image"))
+    }
+
+    /// What QEMU's image locks see to.
+    fn closed_image(&mut self, path: &Path) -> Result<&mut Image> {
+        if self.domains.is_empty() {
+            self.image(path)
+        } else {
+            Err(impossible("the image is in use"))
+        }
+    }
+
+    fn view(&self, domid: u32) -> Option<DomainView> {
+        self.domains.get(&domid).map(|domain| DomainView {
+            life: DomainLife {
+                domid,
+                uuid: domain.uuid,
+            },
+            state: domain.state(),
+            paused: domain.pauses > 0,
+            memory_bytes: 4096,
+        })
+    }
+}
+
+impl Image {
+    fn facts(&self) -> ImageFacts {
+        let snapshots = self
+            .snapshots
+            .iter()
+            .map(|(tag, (_, seconds))| InternalSnapshot {
+                tag: tag.clone(),
+                stamp: Stamp {
+                    seconds: *seconds,
+                    nanoseconds: 0,
+                },
+            });
+        ImageFacts {
+            virtual_size: 1 << 20,
+            snapshots: snapshots.collect(),
+        }
+    }
+}
+
+impl Hypervisor for Shared {
+    fn look(&self, domid: u32) -> Result<Option<DomainView>> {
+        self.call(|world| Ok(world.view(domid)))
+    }
+
+    fn find(&self, uuid: Uuid) -> Result<Option<DomainView>> {
+        self.call(|world| {
+            let found = world.domains.iter().find(|(_, domain)| domain.uuid == uuid);
+            Ok(found.and_then(|(domid, _)| world.view(*domid)))
+        })
+    }
+}
+
+impl Toolstack for Shared {
+    fn domid_of(&self, name: &str) -> Result<Option<u32>> {
+        assert_eq!(name, NAME);
+        self.call(|world| Ok(world.domains.keys().next().copied()))
+    }
+
+    fn name_of(&self, _domid: u32) -> Result<Option<String>> {
+        Ok(Some(NAME.to_owned()))
+    }
+
+    fn configuration(&self, domid: u32) -> Result<Configuration> {
+        self.call(|world| {
+            let uuid = world.domain(domid)?.uuid;
+            let disks: Vec<_> = IMAGES
+                .iter()
+                .zip(["xvda", "xvdb"])
+                .map(|(path, vdev)| {
+                    json!({ "pdev_path": path, "vdev": vdev, "backend": "qdisk",
+                            "format": "qcow2", "readwrite": 1 })
+                })
+                .collect();
+            let value = json!({ "c_info": { "uuid": uuid }, "disks": disks });
+            Ok(Configuration {
+                json: value.to_string(),
+                value,
+                guest_type: GuestType::Pv,
+            })
+        })
+    }
+
+    fn suspend_to(&self, domid: u32, sink: BorrowedFd<'_>, _observer: &dyn Observer) -> Result<()> {
+        self.call(|world| {
+            let domain = world.domain(domid)?;
+            assert_eq!(
+                domain.state(),
+                DomainState::Running,
+                "a guest has to run to suspend"
+            );
+            domain.suspended = true;
+            let mut sink = std::fs::File::from(sink.as_fd().try_clone_to_owned().unwrap());
+            sink.write_all(domain.memory.as_bytes())
+                .map_err(|error| Error::io("sink", error))
+        })
+    }
+
+    fn resume(&self, domid: u32) -> Result<()> {
+        self.call(|world| {
+            let domain = world.domain(domid)?;
+            assert!(domain.suspended, "resumed without a suspend");
+            domain.suspended = false;
+            Ok(())
+        })
+    }
+
+    fn pause(&self, domid: u32) -> Result<()> {
+        self.call(|world| {
+            world.domain(domid)?.pauses += 1;
+            Ok(())
+        })
+    }
+
+    fn unpause(&self, domid: u32) -> Result<()> {
+        self.call(|world| {
+            let domain = world.domain(domid)?;
+            domain.pauses = domain.pauses.saturating_sub(1);
+            Ok(())
+        })
+    }
+
+    fn destroy(&self, domid: u32) -> Result<()> {
+        self.call(|world| {
+            world.domains.remove(&domid);
+            Ok(())
+        })
+    }
+}
+
+impl BlockLayer for Shared {
+    fn nodes(&self, life: DomainLife) -> Result<Vec<BlockNode>> {
+        self.call(|world| {
+            world.domain(life.domid)?;
+            let nodes = world.images.iter().map(|(path, image)| BlockNode {
+                node_name: path.display().to_string(),
+                driver: "qcow2".into(),
+                image: path.as_path().into(),
+                facts: image.facts(),
+            });
+            Ok(nodes.collect())
+        })
+    }
+
+    fn snapshot(&self, life: DomainLife, tag: &str, disks: &[DiskTarget]) -> Result<()> {
+        self.call(|world| {
+            world.domain(life.domid)?;
+            world.clock += 1;
+            let clock = world.clock;
+            for disk in disks {
+                let image = world.image(&disk.image)?;
+                image
+                    .snapshots
+                    .insert(tag.to_owned(), (image.content.clone(), clock));
+            }
+            Ok(())
+        })
+    }
+
+    fn delete_snapshot(&self, life: DomainLife, tag: &str, disk: &DiskTarget) -> Result<()> {
+        self.call(|world| {
+            world.domain(life.domid)?;
+            world.image(&disk.image)?.snapshots.remove(tag);
+            Ok(())
+        })
+    }
+
+    fn process(&self, _life: DomainLife) -> Result<Box<dyn DeviceModel>> {
+        self.call(|_| Ok(Box::new(self.clone()) as Box<dyn DeviceModel>))
+    }
+}
+
+impl DeviceModel for Shared {
+    fn wait_until_gone(&self) -> Result<()> {
+        self.call(|_| Ok(()))
+    }
+}
+
+impl Images for Shared {
+    fn facts(&self, path: &Path, _format: ImageFormat) -> Result<Option<ImageFacts>> {
+        self.call(|world| Ok(world.images.get(path).map(Image::facts)))
+    }
+
+    fn create_snapshot(&self, disk: &DiskTarget, tag: &str) -> Result<()> {
+        self.call(|world| {
+            let image = world.closed_image(&disk.image)?;
+            image
+                .snapshots
+                .insert(tag.to_owned(), (image.content.clone(), 1));
+            Ok(())
+        })
+    }
+
+    fn apply_snapshot(&self, disk: &DiskTarget, tag: &str) -> Result<()> {
+        self.call(|world| {
+            let image = world.closed_image(&disk.image)?;
+            let (content, _) = image
+                .snapshots
+                .get(tag)
+                .ok_or_else(|| impossible("no such snapshot"))?;
+            image.content = content.clone();
+            Ok(())
+        })
+    }
+
+    fn delete_snapshot(&self, disk: &DiskTarget, tag: &str) -> Result<()> {
+        self.call(|world| {
+            world.closed_image(&disk.image)?.snapshots.remove(tag);
+            Ok(())
+        })
+    }
+}
+
+impl Restorer for Shared {
+    fn restore_paused(&self, image: &Path) -> Result<()> {
+        let bytes = std::fs::read(image).map_err(|error| Error::io("restore", error))?;
+        self.call(|world| {
+            assert!(world.domains.is_empty(), "restored beside another domain");
+            // Header of 48 bytes, length, configuration, NUL, memory.
+            let end = bytes[52..].iter().position(|byte| *byte == 0).unwrap() + 52;
+            let config: serde_json::Value = serde_json::from_slice(&bytes[52..end]).unwrap();
+            let domain = Domain {
+                uuid: serde_json::from_value(config["c_info"]["uuid"].clone()).unwrap(),
+                suspended: false,
+                pauses: 1,
+                memory: String::from_utf8(bytes[end + 1..].to_vec()).unwrap(),
+            };
+            let domid = world.next_domid;
+            world.next_domid += 1;
+            world.domains.insert(domid, domain);
+            Ok(())
+        })
+    }
+}
+
+impl NoticeBoard for Shared {
+    fn post(&self, _domid: u32, _node: &str, _value: &str) -> Result<()> {
+        self.call(|_| Ok(()))
+    }
+
+    fn withdraw(&self, _domid: u32, _node: &str) -> Result<()> {
+        self.call(|_| Ok(()))
+    }
+}

@@ -1,0 +1,317 @@
+//! Snapshots of a running PV guest: create, list, revert, delete.
+
+use anyhow::{Context as _, Result, ensure};
+use std::time::Duration;
+
+use crate::guest::{Guest, GuestSpec, Mark, pattern_sum};
+use crate::host::Lab;
+use crate::product::Product;
+use crate::step::{Context, Step};
+
+pub(super) const STEPS: &[Step] = &[
+    Step {
+        name: "ts-snapshot-create-revert-delete",
+        run: create_revert_delete,
+    },
+    Step {
+        name: "ts-snapshot-three-in-any-order",
+        run: three_in_any_order,
+    },
+    Step {
+        name: "ts-snapshot-disks-and-memory-at-one-instant",
+        run: one_instant,
+    },
+    Step {
+        name: "ts-snapshot-of-a-paused-guest",
+        run: paused_guest,
+    },
+    Step {
+        name: "ts-snapshot-revert-without-domain",
+        run: revert_without_domain,
+    },
+    Step {
+        name: "ts-snapshot-reverted-guest-reboots-as-configured",
+        run: reverted_guest_reboots,
+    },
+    Step {
+        name: "ts-snapshot-export-is-for-stock-xl",
+        run: export_for_stock_xl,
+    },
+];
+
+const DISKS: [&str; 2] = ["xvda", "xvdb"];
+
+/// What a guest holds in memory and on its disks, as a test can compare it.
+#[derive(Debug, PartialEq, Eq)]
+struct State {
+    life: String,
+    word: String,
+    sums: Vec<String>,
+}
+
+impl State {
+    /// Gives the guest a state that is told apart by `word`.
+    fn set(guest: &Guest<'_>, word: &str) -> Result<Self> {
+        guest.set_memory("word", word)?;
+        for vdev in DISKS {
+            guest.write(vdev, 2, 2, &format!("{word}-{vdev}"))?;
+        }
+        Self::read(guest)
+    }
+
+    fn read(guest: &Guest<'_>) -> Result<Self> {
+        Ok(Self {
+            life: guest.life_id()?,
+            word: guest.get_memory("word")?,
+            sums: DISKS
+                .iter()
+                .map(|vdev| guest.sum(vdev, 2, 2))
+                .collect::<Result<_>>()?,
+        })
+    }
+}
+
+fn two_disks<'lab>(lab: &'lab Lab, name: &str) -> Result<(Guest<'lab>, Product<'lab>)> {
+    let guest = Guest::create(lab, &GuestSpec::pv(name).disks(&[32, 32]))?;
+    let product = Product::of(lab, &guest);
+    Ok((guest, product))
+}
+
+fn create_revert_delete(context: &mut Context) -> Result<()> {
+    context.needs_product()?;
+    let lab = context.lab();
+    let (guest, product) = two_disks(lab, "main")?;
+    let state = State::set(&guest, "before")?;
+    let before = guest.counter()?;
+
+    let plan = product.run("snapshot-create --plan -n first {}")?;
+    ensure!(plan.contains("in one transaction"), "{plan}");
+    product.ensure_nothing_left(&guest, &DISKS)?;
+    let output = product.try_run("snapshot-create -n first --description 'two words' --json {}")?;
+    assert_eq!(
+        (output.status, output.stderr.as_str()),
+        (0, ""),
+        "quiet in a pipe"
+    );
+    let done: serde_json::Value = serde_json::from_str(&output.stdout)?;
+    assert_eq!(done["now"]["current"], "first");
+    let after = guest.wait_counter_beyond(before)?;
+    assert_eq!(
+        State::read(&guest)?,
+        state,
+        "the snapshot disturbed the guest"
+    );
+    for vdev in DISKS {
+        assert_eq!(product.internal_snapshots(&guest.disk_path(vdev))?.len(), 1);
+    }
+    let domid = guest.domid()?;
+    let posted = lab.run(&format!(
+        "xenstore-read /libxl/{domid}/ext/current-snapshot"
+    ))?;
+    assert_eq!(posted.trim(), "first");
+    let jobs = lab.run(&format!("xenstore-ls /libxl/{domid}/ext"))?;
+    ensure!(!jobs.contains("job"), "a job is still posted: {jobs}");
+
+    State::set(&guest, "later")?;
+    guest.wait_counter_beyond(after + 10)?;
+    product.run("snapshot-revert {} first")?;
+    let counter = guest.counter()?;
+    assert_eq!(State::read(&guest)?, state);
+    assert_ne!(guest.domid()?, domid);
+    ensure!(
+        (before..after + 10).contains(&counter),
+        "the count is {counter}, at the snapshot it was between {before} and {after}"
+    );
+    guest.wait_counter_beyond(counter)?;
+    assert_eq!(
+        guest.sum("xvda", 2, 2)?,
+        pattern_sum(lab, "before-xvda", 2)?
+    );
+
+    let info = product.run("snapshot-info {} first")?;
+    ensure!(
+        info.contains("two words") && info.contains("xvdb"),
+        "{info}"
+    );
+    ensure!(product.run("snapshot-list {}")?.contains("current"));
+    product.run("snapshot-delete {} first")?;
+    product.ensure_nothing_left(&guest, &DISKS)?;
+    guest.wait_counter_beyond(counter)?;
+    Ok(())
+}
+
+fn three_in_any_order(context: &mut Context) -> Result<()> {
+    context.needs_product()?;
+    let (guest, product) = two_disks(context.lab(), "three")?;
+    let mut states = Vec::new();
+    for name in ["one", "two", "three"] {
+        states.push((name, State::set(&guest, name)?));
+        product.run(&format!("snapshot-create -n {name} {{}}"))?;
+    }
+    for at in [1, 2, 0, 2, 1] {
+        let (name, state) = &states[at];
+        State::set(&guest, "scratch")?;
+        product.run(&format!("snapshot-revert {{}} {name}"))?;
+        assert_eq!(&State::read(&guest)?, state, "after the revert to {name}");
+    }
+    // The last revert was to `two`, so a new snapshot is a branch there.
+    product.run("snapshot-create -n branch {}")?;
+    let tree = product.run("snapshot-list --tree {}")?;
+    assert_eq!(tree, "one\n  two\n    three\n    branch  (current)\n");
+    product.run("snapshot-delete {} two")?;
+    let tree = product.run("snapshot-list --tree {}")?;
+    assert_eq!(tree, "one\n  three\n  branch  (current)\n");
+    product.run("snapshot-revert {} three")?;
+    assert_eq!(
+        State::read(&guest)?,
+        states[2].1,
+        "a child of a deleted one"
+    );
+    let (plain, default) = (product.names()?, product.run("snapshot-create {}")?);
+    let created: Vec<_> = product
+        .names()?
+        .into_iter()
+        .filter(|name| !plain.contains(name))
+        .collect();
+    ensure!(
+        created.len() == 1
+            && created[0]
+                .parse::<u64>()
+                .is_ok_and(|time| time > 1_600_000_000),
+        "the default name is {created:?}: {default}"
+    );
+    Ok(())
+}
+
+/// The guest marks its disks one after the other, all the time: no mix of instants can hide.
+fn one_instant(context: &mut Context) -> Result<()> {
+    context.needs_product()?;
+    let lab = context.lab();
+    let (guest, product) = two_disks(lab, "instant")?;
+    let life = guest.life_id()?;
+    for round in 0..2 {
+        guest.wait_counter_beyond(guest.counter()? + 3)?;
+        product.run(&format!("snapshot-create -n s{round} {{}}"))?;
+    }
+    for round in [0, 1] {
+        product.run(&format!("snapshot-revert --paused {{}} s{round}"))?;
+        let mark = |vdev: &str| {
+            Mark::read(lab, &guest.disk_path(vdev))?.with_context(|| format!("{vdev} has no mark"))
+        };
+        let (first, second) = (mark("xvda")?, mark("xvdb")?);
+        ensure!(
+            first.seq == second.seq || first.seq == second.seq + 1,
+            "xvda has mark {} and xvdb {}",
+            first.seq,
+            second.seq
+        );
+        assert_eq!((&first.life, &second.life), (&life, &life));
+        let domid = guest.domid()?;
+        lab.run(&format!("xl unpause {domid}"))?;
+        let counter = guest.counter()?;
+        // The memory is from the instant of the marks, and the console may take a while to answer.
+        ensure!(
+            counter >= second.tick && counter < first.tick + 60,
+            "memory counts {counter}, the disks were marked at {} and {}",
+            first.tick,
+            second.tick
+        );
+    }
+    Ok(())
+}
+
+fn paused_guest(context: &mut Context) -> Result<()> {
+    context.needs_product()?;
+    let lab = context.lab();
+    let (guest, product) = two_disks(lab, "paused")?;
+    let state = State::set(&guest, "before")?;
+    let is_paused = || -> Result<bool> {
+        let line = lab.run(&format!("xl list {} | tail -n 1", guest.name()))?;
+        let flags = line.split_ascii_whitespace().nth(4).unwrap_or_default();
+        Ok(flags.contains('p'))
+    };
+    lab.run(&format!("xl pause {}", guest.name()))?;
+    product.run("snapshot-create -n still {}")?;
+    ensure!(is_paused()?, "it runs after the snapshot");
+    lab.run(&format!("xl unpause {}", guest.name()))?;
+    State::set(&guest, "later")?;
+
+    product.run("snapshot-revert {} still")?;
+    ensure!(is_paused()?, "it runs though it was paused in the snapshot");
+    product.run("snapshot-revert --running {} still")?;
+    ensure!(!is_paused()?, "it is paused in spite of --running");
+    assert_eq!(State::read(&guest)?, state);
+    Ok(())
+}
+
+fn revert_without_domain(context: &mut Context) -> Result<()> {
+    context.needs_product()?;
+    let (guest, product) = two_disks(context.lab(), "absent")?;
+    let state = State::set(&guest, "before")?;
+    product.run("snapshot-create -n kept {}")?;
+    State::set(&guest, "later")?;
+    guest.destroy()?;
+    assert_eq!(
+        product.names()?,
+        ["kept"],
+        "listed while the domain is gone"
+    );
+    product.run("snapshot-revert {} kept")?;
+    assert_eq!(State::read(&guest)?, state);
+    guest.destroy()?;
+    product.run("snapshot-delete {} kept")?;
+    product.ensure_nothing_left(&guest, &DISKS)
+}
+
+fn reverted_guest_reboots(context: &mut Context) -> Result<()> {
+    context.needs_product()?;
+    let lab = context.lab();
+    let spec = GuestSpec::pv("reboots")
+        .disks(&[16])
+        .line("on_reboot=\"restart\"");
+    let guest = Guest::create(lab, &spec)?;
+    let product = Product::of(lab, &guest);
+    product.run("snapshot-create -n s {}")?;
+    product.run("snapshot-revert {} s")?;
+    let (life, domid) = (guest.life_id()?, guest.domid()?);
+    guest.ask("reboot")?;
+    let end = std::time::Instant::now() + Duration::from_secs(90);
+    while guest.domid().is_ok_and(|now| now == domid) || guest.domid().is_err() {
+        ensure!(std::time::Instant::now() < end, "it did not come back");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    guest.wait_ready()?;
+    assert_ne!(guest.life_id()?, life, "a reboot is a new life");
+    // The restarted domain is still the one of the snapshots.
+    product.run("snapshot-revert {} s")?;
+    assert_eq!(guest.life_id()?, life);
+    guest.poweroff()
+}
+
+fn export_for_stock_xl(context: &mut Context) -> Result<()> {
+    context.needs_product()?;
+    let lab = context.lab();
+    let (guest, product) = two_disks(lab, "export")?;
+    let state = State::set(&guest, "before")?;
+    product.run("snapshot-create -n s {}")?;
+    let tag = product.internal_snapshots(&guest.disk_path("xvda"))?;
+    State::set(&guest, "later")?;
+    let file = format!("{}/exported", guest.dir());
+    product.run(&format!("snapshot-export-memory {{}} s {file}"))?;
+    assert_eq!(lab.run(&format!("stat -c %a {file}"))?.trim(), "600");
+    product.refuses(
+        &format!("snapshot-export-memory {{}} s {file}"),
+        &["File exists"],
+    )?;
+    guest.destroy()?;
+    for vdev in DISKS {
+        lab.run(&format!(
+            "qemu-img snapshot -a {} {}",
+            tag[0],
+            guest.disk_path(vdev)
+        ))?;
+    }
+    lab.run(&format!("xl restore {file}"))?;
+    assert_eq!(State::read(&guest)?, state);
+    Ok(())
+}

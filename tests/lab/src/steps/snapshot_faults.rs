@@ -1,0 +1,228 @@
+//! Snapshots that go wrong in the middle: the guest goes on, and nothing half is left.
+
+use anyhow::{Result, ensure};
+use std::time::Duration;
+
+use crate::guest::{Guest, GuestSpec};
+use crate::product::Product;
+use crate::step::{Context, Step};
+
+pub(super) const STEPS: &[Step] = &[
+    Step {
+        name: "ts-snapshot-survives-a-full-disk",
+        run: full_disk,
+    },
+    Step {
+        name: "ts-snapshot-create-killed-in-mid-save",
+        run: create_killed,
+    },
+    Step {
+        name: "ts-snapshot-create-interrupted",
+        run: create_interrupted,
+    },
+    Step {
+        name: "ts-snapshot-revert-killed-without-domain",
+        run: revert_killed,
+    },
+    Step {
+        name: "ts-snapshot-revert-that-cannot-restore",
+        run: revert_cannot_restore,
+    },
+    Step {
+        name: "ts-snapshot-two-at-once",
+        run: two_at_once,
+    },
+];
+
+/// Room for the memory at the start, and gone while it is written.
+fn full_disk(context: &mut Context) -> Result<()> {
+    context.needs_product()?;
+    let lab = context.lab();
+    let guest = Guest::create(lab, &GuestSpec::pv("full").disks(&[16]))?;
+    let mount = "/run/lab-small-store";
+    lab.run(&format!(
+        "mkdir -p {mount} && mount -t tmpfs -o size=150m,mode=700 store {mount}"
+    ))?;
+    let result = full_disk_in(context, &guest, mount);
+    lab.run(&format!("umount -l {mount}"))?;
+    result
+}
+
+fn full_disk_in(context: &Context, guest: &Guest<'_>, mount: &str) -> Result<()> {
+    let lab = context.lab();
+    let product = Product::of(lab, guest).store(&format!("{mount}/store"));
+    let (life, domid) = (guest.life_id()?, guest.domid()?);
+    // 150 MiB hold the image of 129 MiB; once it has 20, 60 are taken away.
+    lab.run(&format!(
+        "(while ! {}; do :; done; fallocate -l 60M {mount}/filler) >/dev/null 2>&1 &",
+        product.memory_beyond(20)
+    ))?;
+    product.refuses(
+        "snapshot-create -n x {}",
+        &["No space left on device", "are as they were"],
+    )?;
+    lab.run(&format!("test -e {mount}/filler"))?;
+    assert_eq!((guest.life_id()?, guest.domid()?), (life, domid));
+    guest.wait_counter_beyond(guest.counter()?)?;
+    product.ensure_nothing_left(guest, &["xvda"])?;
+    // Too little from the start: refused before anything is done.
+    product.refuses(
+        "snapshot-create -n x {}",
+        &["needs up to", "free some room"],
+    )?;
+    lab.run(&format!("rm {mount}/filler"))?;
+    product.run("snapshot-create -n x {}")?;
+    assert_eq!(product.names()?, ["x"]);
+    Ok(())
+}
+
+fn create_killed(context: &mut Context) -> Result<()> {
+    context.needs_product()?;
+    let lab = context.lab();
+    let guest = Guest::create(lab, &GuestSpec::pv("killed").disks(&[16, 16]))?;
+    let product = Product::of(lab, &guest);
+    let (life, domid) = (guest.life_id()?, guest.domid()?);
+    let mut counter = guest.counter()?;
+    for mib in [1, 40, 100] {
+        product.kill_when("snapshot-create -n x {}", &product.memory_beyond(mib))?;
+        let output = product.try_run("snapshot-list {}")?;
+        assert_eq!(output.status, 0, "{}", output.stderr);
+        ensure!(
+            output.stderr.contains("was taken back"),
+            "{}",
+            output.stderr
+        );
+        counter = guest.wait_counter_beyond(counter)?;
+        assert_eq!((guest.life_id()?, guest.domid()?), (life.clone(), domid));
+        product.wait_for_helpers()?;
+        product.ensure_nothing_left(&guest, &["xvda", "xvdb"])?;
+    }
+    product.run("snapshot-create -n x {}")?;
+    assert_eq!(product.names()?, ["x"]);
+    Ok(())
+}
+
+/// ^C is a wish: the command ends by itself and leaves everything as it was.
+fn create_interrupted(context: &mut Context) -> Result<()> {
+    context.needs_product()?;
+    let lab = context.lab();
+    let guest = Guest::create(lab, &GuestSpec::pv("stopped").disks(&[16]))?;
+    let product = Product::of(lab, &guest);
+    let counter = guest.counter()?;
+    let output = lab.try_run(
+        &format!(
+            "{} & pid=$!; while ! {}; do :; done; kill -INT $pid; wait $pid",
+            product.command("snapshot-create -n x {}"),
+            product.memory_beyond(10)
+        ),
+        Duration::from_secs(120),
+    )?;
+    assert_eq!(output.status, 1, "{}", output.stderr);
+    ensure!(
+        output.stderr.contains("are as they were"),
+        "{}",
+        output.stderr
+    );
+    guest.wait_counter_beyond(counter)?;
+    product.ensure_nothing_left(&guest, &["xvda"])
+}
+
+/// Killed while there is no domain at all: the next command brings the guest back as it was.
+fn revert_killed(context: &mut Context) -> Result<()> {
+    context.needs_product()?;
+    let lab = context.lab();
+    let guest = Guest::create(lab, &GuestSpec::pv("midway").disks(&[16]))?;
+    let product = Product::of(lab, &guest);
+    guest.set_memory("word", "snapshot")?;
+    guest.write("xvda", 2, 1, "snapshot")?;
+    product.run("snapshot-create -n s {}")?;
+    guest.set_memory("word", "present")?;
+    guest.write("xvda", 2, 1, "present")?;
+    let (life, domid, sum) = (guest.life_id()?, guest.domid()?, guest.sum("xvda", 2, 1)?);
+    let gone = format!("! xl domname {domid} >/dev/null 2>&1");
+    product.kill_when("snapshot-revert {} s", &gone)?;
+    let output = product.try_run("snapshot-list {}")?;
+    assert_eq!(output.status, 0, "{}", output.stderr);
+    ensure!(
+        output.stderr.contains("was taken back"),
+        "{}",
+        output.stderr
+    );
+    assert_eq!(guest.life_id()?, life);
+    assert_eq!(guest.get_memory("word")?, "present");
+    assert_eq!(guest.sum("xvda", 2, 1)?, sum);
+    assert_eq!(
+        product.internal_snapshots(&guest.disk_path("xvda"))?.len(),
+        1
+    );
+    product.run("snapshot-revert {} s")?;
+    assert_eq!(guest.get_memory("word")?, "snapshot");
+    Ok(())
+}
+
+/// The domain is destroyed and the snapshot turns out not to start: the guest is brought back.
+fn revert_cannot_restore(context: &mut Context) -> Result<()> {
+    context.needs_product()?;
+    let lab = context.lab();
+    let guest = Guest::create(lab, &GuestSpec::pv("fallback").disks(&[16]))?;
+    let product = Product::of(lab, &guest);
+    product.run("snapshot-create -n s {}")?;
+    guest.set_memory("word", "present")?;
+    guest.write("xvda", 2, 1, "present")?;
+    let (life, sum) = (guest.life_id()?, guest.sum("xvda", 2, 1)?);
+    // An xl whose first restore fails, as it does where the host has become too small.
+    let bin = format!("{}/bin", guest.dir());
+    lab.run(&format!(
+        "mkdir {bin} && cat > {bin}/xl <<'END'\n#!/bin/sh\n\
+         if [ \"$1\" = restore ] && mkdir {bin}/failed 2>/dev/null; then\n\
+         echo 'not enough memory, says the test' >&2; exit 1; fi\n\
+         exec {} \"$@\"\nEND\nchmod +x {bin}/xl",
+        lab.run("command -v xl")?.trim()
+    ))?;
+    let output = lab.try_run(
+        &format!(
+            "PATH={bin}:$PATH; export PATH; {}",
+            product.command("snapshot-revert {} s")
+        ),
+        Duration::from_secs(300),
+    )?;
+    assert_eq!(output.status, 1, "{}", output.stderr);
+    for words in ["says the test", "are as they were"] {
+        ensure!(output.stderr.contains(words), "{}", output.stderr);
+    }
+    lab.run(&format!("test -d {bin}/failed"))?;
+    assert_eq!(guest.life_id()?, life);
+    assert_eq!(guest.get_memory("word")?, "present");
+    assert_eq!(guest.sum("xvda", 2, 1)?, sum);
+    guest.wait_counter_beyond(guest.counter()?)?;
+    assert_eq!(
+        product.internal_snapshots(&guest.disk_path("xvda"))?.len(),
+        1
+    );
+    product.run("snapshot-delete {} s")?;
+    product.ensure_nothing_left(&guest, &["xvda"])
+}
+
+fn two_at_once(context: &mut Context) -> Result<()> {
+    context.needs_product()?;
+    let lab = context.lab();
+    let guest = Guest::create(lab, &GuestSpec::pv("both").disks(&[16]))?;
+    let product = Product::of(lab, &guest);
+    let output = lab.try_run(
+        &format!(
+            "{} & pid=$!; while ! {}; do :; done; {}; second=$?; wait $pid; echo $? $second",
+            product.command("snapshot-create -n a {}"),
+            product.memory_beyond(5),
+            product.command("snapshot-create -n b {}")
+        ),
+        Duration::from_secs(120),
+    )?;
+    ensure!(output.stdout.ends_with("0 1\n"), "{}", output.stdout);
+    ensure!(
+        output.stderr.contains("is in progress"),
+        "{}",
+        output.stderr
+    );
+    assert_eq!(product.names()?, ["a"]);
+    Ok(())
+}
