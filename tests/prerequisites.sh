@@ -7,7 +7,7 @@ gcc libc6-dev make pkg-config
 libxen-dev libclang-dev
 qemu-utils
 dpkg-dev python3
-mmdebstrap qemu-system-x86 e2fsprogs busybox-static cpio openssh-client
+mmdebstrap qemu-system-x86 e2fsprogs cpio xz-utils openssh-client
 '
 
 missing=

@@ -25,6 +25,8 @@ pub(crate) struct Arguments {
 const EXIT_STATUS: &str = "Exit status: 0 done, 1 failed (nothing was changed, or it says what), 2 usage.\n\
     DOMAIN is a name or a domid.";
 
+// The variants are called as the commands are.
+#[allow(clippy::enum_variant_names)]
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Take a snapshot of a running domain; the guest goes on.

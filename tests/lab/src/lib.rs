@@ -3,6 +3,7 @@
 //! [`image`] builds the host's disk once, [`host`] boots it, [`guest`] runs guests in it, and [`step`] runs the
 //! tests in [`steps`]. Everything that concerns one run lives in one directory, see [`run_dir`].
 
+pub mod demo;
 pub mod guest;
 pub mod host;
 pub mod image;

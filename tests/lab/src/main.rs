@@ -10,7 +10,7 @@ use lab::image::Image;
 use lab::qemu::{self, Lifetime};
 use lab::run_dir::RunDir;
 use lab::ssh::quote;
-use lab::{logs, step};
+use lab::{demo, logs, step};
 
 #[derive(Parser)]
 #[command(
@@ -121,6 +121,12 @@ enum Verb {
         #[command(flatten)]
         machine: Machine,
     },
+    /// Show the main job: a snapshot of a running guest, and the way back
+    Demo {
+        /// The product: a staging directory, as `make install DESTDIR=...` fills it
+        #[arg(long)]
+        stage: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -181,6 +187,7 @@ fn run(verb: Verb) -> Result<u8> {
             };
             return Ok(u8::from(!step::run_all(&options)?));
         }
+        Verb::Demo { stage } => demo::run(&stage)?,
     }
     Ok(0)
 }
