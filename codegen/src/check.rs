@@ -7,15 +7,18 @@ use crate::lower::{Lowered, TypeSpans};
 use crate::model::{Field, Model, Type, TypeId, TypeKind};
 
 const C_KEYWORDS: &[&str] = &[
-    "auto", "bool", "break", "case", "char", "const", "continue", "default", "do", "double", "else",
-    "enum", "extern", "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict",
-    "return", "short", "signed", "sizeof", "static", "struct", "switch", "typedef", "union",
-    "unsigned", "void", "volatile", "while",
+    "auto", "bool", "break", "case", "char", "const", "continue", "default", "do", "double",
+    "else", "enum", "extern", "float", "for", "goto", "if", "inline", "int", "long", "register",
+    "restrict", "return", "short", "signed", "sizeof", "static", "struct", "switch", "typedef",
+    "union", "unsigned", "void", "volatile", "while",
 ];
 
 /// Everything that is wrong with the model.
 pub(crate) fn check(lowered: &Lowered) -> Vec<Diagnostic> {
-    let mut check = Check { lowered, diagnostics: Vec::new() };
+    let mut check = Check {
+        lowered,
+        diagnostics: Vec::new(),
+    };
     check.type_names();
     for (id, ty) in lowered.model.types() {
         // The standard types are ours and have no place in the source.
@@ -40,7 +43,8 @@ impl Check<'_> {
     }
 
     fn report(&mut self, span: Span, message: String, expected: &str) {
-        self.diagnostics.push(Diagnostic::new(span, message).expected(expected));
+        self.diagnostics
+            .push(Diagnostic::new(span, message).expected(expected));
     }
 
     fn spans(&self, id: TypeId) -> TypeSpans {
@@ -108,7 +112,11 @@ impl Check<'_> {
         }
         if let (true, Some(name)) = (nested, &ty.c_name) {
             let message = format!("`{name}` has a name but is defined inside another type");
-            self.report(self.spans(id).name, message, "None, or a definition at the top level");
+            self.report(
+                self.spans(id).name,
+                message,
+                "None, or a definition at the top level",
+            );
         }
         if let Some(name) = &ty.c_name {
             self.identifier(name, spans.name, "a type");
@@ -117,7 +125,9 @@ impl Check<'_> {
 
     fn identifier(&mut self, name: &str, span: Span, what: &str) {
         let mut characters = name.chars();
-        let fits = characters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+        let fits = characters
+            .next()
+            .is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
             && characters.all(|c| c.is_ascii_alphanumeric() || c == '_');
         if !fits {
             let message = format!("`{name}` cannot name {what}");
@@ -129,7 +139,9 @@ impl Check<'_> {
     }
 
     fn enumerators(&mut self, ty: &Type, spans: &TypeSpans) {
-        let TypeKind::Enumeration { values, .. } = &ty.kind else { return };
+        let TypeKind::Enumeration { values, .. } = &ty.kind else {
+            return;
+        };
         if values.is_empty() {
             let message = format!("enumeration `{}` is empty", ty.display_name());
             self.report(spans.name, message, "at least one value");
@@ -142,7 +154,10 @@ impl Check<'_> {
                 self.report(span, message, "a name that differs in more than case");
             }
             if let Some(other) = numbers.insert(value.value, &value.name) {
-                let message = format!("`{}` has the value {} of `{other}`", value.name, value.value);
+                let message = format!(
+                    "`{}` has the value {} of `{other}`",
+                    value.name, value.value
+                );
                 self.report(span, message, "a value that is not yet taken");
             }
             if i32::try_from(value.value).is_err() {
@@ -160,7 +175,9 @@ impl Check<'_> {
             self.name(&mut seen, &field.name, span);
             let variable = match &self.lowered.model[field.ty].kind {
                 TypeKind::KeyedUnion { key: variable, .. }
-                | TypeKind::Array { length: variable, .. } => Some(variable.name.clone()),
+                | TypeKind::Array {
+                    length: variable, ..
+                } => Some(variable.name.clone()),
                 _ => None,
             };
             if let Some(variable) = variable {
@@ -202,9 +219,13 @@ impl Check<'_> {
             _ => ty.fields().iter().map(|field| field.ty).collect(),
         };
         for (index, field) in ty.fields().iter().enumerate() {
-            let Some(successor) = &field.deprecated_by else { continue };
-            let known =
-                lowered.model[outermost].fields().iter().any(|field| field.name == *successor);
+            let Some(successor) = &field.deprecated_by else {
+                continue;
+            };
+            let known = lowered.model[outermost]
+                .fields()
+                .iter()
+                .any(|field| field.name == *successor);
             if !known {
                 let span = self.spans(id).parts.get(index).copied().unwrap_or_default();
                 let outer = lowered.model[outermost].display_name();

@@ -45,7 +45,11 @@ pub struct Diagnostic {
 impl Diagnostic {
     /// A diagnostic without a hint.
     pub fn new(span: Span, message: impl Into<String>) -> Self {
-        Self { span, message: message.into(), expected: None }
+        Self {
+            span,
+            message: message.into(),
+            expected: None,
+        }
     }
 
     /// Adds what would have been right.
@@ -69,7 +73,11 @@ impl Diagnostics {
     pub fn new(file: &str, source: &str, mut list: Vec<Diagnostic>) -> Self {
         list.sort_by(|a, b| (a.span, &a.message).cmp(&(b.span, &b.message)));
         list.dedup();
-        Self { file: file.to_owned(), text: source.to_owned(), list }
+        Self {
+            file: file.to_owned(),
+            text: source.to_owned(),
+            list,
+        }
     }
 
     /// The errors, in source order.
@@ -82,14 +90,23 @@ impl Diagnostics {
         let at = floor_char_boundary(&self.text, diagnostic.span.start);
         let before = &self.text[..at];
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+        (
+            before.matches('\n').count() + 1,
+            before[line_start..].chars().count() + 1,
+        )
     }
 
     fn render(&self, diagnostic: &Diagnostic, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (line, column) = self.position(diagnostic);
-        writeln!(f, "{}:{line}:{column}: error: {}", self.file, diagnostic.message)?;
+        writeln!(
+            f,
+            "{}:{line}:{column}: error: {}",
+            self.file, diagnostic.message
+        )?;
         let start = floor_char_boundary(&self.text, diagnostic.span.start);
-        let line_start = self.text[..start].rfind('\n').map_or(0, |newline| newline + 1);
+        let line_start = self.text[..start]
+            .rfind('\n')
+            .map_or(0, |newline| newline + 1);
         let text = self.text[line_start..].lines().next().unwrap_or("");
         let gutter = line.to_string();
         writeln!(f, "{gutter} | {text}")?;
@@ -101,7 +118,12 @@ impl Diagnostics {
         let end = floor_char_boundary(&self.text, diagnostic.span.end.max(start));
         let on_line = end.min(line_start + text.len()).max(start);
         let tildes = self.text[start..on_line].chars().count().saturating_sub(1);
-        write!(f, "{} | {indent}^{}", " ".repeat(gutter.len()), "~".repeat(tildes))?;
+        write!(
+            f,
+            "{} | {indent}^{}",
+            " ".repeat(gutter.len()),
+            "~".repeat(tildes)
+        )?;
         if let Some(expected) = &diagnostic.expected {
             write!(f, " expected {expected}")?;
         }

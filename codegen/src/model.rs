@@ -33,6 +33,15 @@ pub enum PassBy {
     Reference,
 }
 
+/// A C function of a type.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Function {
+    /// Its name, if there is one.
+    pub name: Option<String>,
+    /// It is generated, rather than written by hand.
+    pub autogenerate: bool,
+}
+
 /// The names of a type's JSON functions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Json {
@@ -145,7 +154,7 @@ pub struct Type {
     /// What it is made of.
     #[serde(flatten)]
     pub kind: TypeKind,
-    /// The name that the IDL assigns it to, for types at the top level.
+    /// The name that the IDL has for it; types inside others have none.
     pub idl_name: Option<String>,
     /// Its name without the namespace; anonymous types have none.
     pub raw_name: Option<String>,
@@ -164,19 +173,13 @@ pub struct Type {
     /// How its values are handed to C functions.
     pub pass_by: PassBy,
     /// Frees what a value holds.
-    pub dispose_fn: Option<String>,
-    /// `dispose_fn` is generated.
-    pub autogenerate_dispose_fn: bool,
+    pub dispose: Function,
     /// Copies a value deeply.
-    pub copy_fn: Option<String>,
-    /// `copy_fn` is generated.
-    pub autogenerate_copy_fn: bool,
+    pub copy: Function,
     /// Initialises a value.
-    pub init_fn: Option<String>,
-    /// C expression for the initial value; goes before `init_fn`.
+    pub init: Function,
+    /// C expression for the initial value; goes before the function.
     pub init_val: Option<String>,
-    /// `init_fn` is generated.
-    pub autogenerate_init_fn: bool,
     /// Tells whether a value is the default.
     pub check_default_fn: Option<String>,
     /// Moves deprecated fields to those that replace them.
@@ -235,21 +238,32 @@ impl Index<TypeId> for Model {
 impl Model {
     /// The types that the file declares rather than imports, in order.
     pub fn declared(&self) -> impl Iterator<Item = &Type> {
-        self.definitions.iter().map(|&id| &self[id]).filter(|ty| !ty.is_builtin())
+        self.definitions
+            .iter()
+            .map(|&id| &self[id])
+            .filter(|ty| !ty.is_builtin())
     }
 
     /// The type with this C name.
     pub fn find(&self, c_name: &str) -> Option<&Type> {
-        self.types.iter().find(|ty| ty.c_name.as_deref() == Some(c_name))
+        self.types
+            .iter()
+            .find(|ty| ty.c_name.as_deref() == Some(c_name))
     }
 
     /// Every type, standard and anonymous ones included.
     pub fn types(&self) -> impl Iterator<Item = (TypeId, &Type)> {
-        self.types.iter().enumerate().map(|(index, ty)| (TypeId(index), ty))
+        self.types
+            .iter()
+            .enumerate()
+            .map(|(index, ty)| (TypeId(index), ty))
     }
 
     /// What a field starts as: its own initial value, else its type's.
     pub fn init_val<'a>(&'a self, field: &'a Field) -> Option<&'a str> {
-        field.init_val.as_deref().or(self[field.ty].init_val.as_deref())
+        field
+            .init_val
+            .as_deref()
+            .or(self[field.ty].init_val.as_deref())
     }
 }

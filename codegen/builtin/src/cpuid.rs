@@ -22,6 +22,10 @@ impl Default for CpuidPolicyList {
 impl IsDefault for CpuidPolicyList {
     fn is_default(&self) -> bool {
         let empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
-        empty(&self.0) || self.0.as_object().is_some_and(|lists| lists.values().all(empty))
+        empty(&self.0)
+            || self
+                .0
+                .as_object()
+                .is_some_and(|lists| lists.values().all(empty))
     }
 }

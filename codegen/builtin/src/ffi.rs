@@ -80,12 +80,18 @@ unsafe impl Sync for libxl_enum_string_table {}
 
 impl Default for libxl_bitmap {
     fn default() -> Self {
-        Self { size: 0, map: ptr::null_mut() }
+        Self {
+            size: 0,
+            map: ptr::null_mut(),
+        }
     }
 }
 
 impl Default for libxl_ev_link {
     fn default() -> Self {
-        Self { tqe_next: ptr::null_mut(), tqe_prev: ptr::null_mut() }
+        Self {
+            tqe_next: ptr::null_mut(),
+            tqe_prev: ptr::null_mut(),
+        }
     }
 }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::ops::BitOr;
 
-use serde::de::{DeserializeOwned, Error, MapAccess, Visitor};
+use serde::de::{DeserializeOwned, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
@@ -94,40 +94,74 @@ impl Object {
     pub fn at_most_one_of<E: Error>(&self, keys: &[&str]) -> Result<(), E> {
         let mut present = keys.iter().filter(|key| self.has_map(key));
         match (present.next(), present.next()) {
-            (Some(one), Some(other)) => {
-                Err(E::custom(format_args!("`{one}` and `{other}` exclude each other")))
-            }
+            (Some(one), Some(other)) => Err(E::custom(format_args!(
+                "`{one}` and `{other}` exclude each other"
+            ))),
             _ => Ok(()),
         }
     }
 
     /// Tells whether there is a map with this key.
     pub fn has_map(&self, key: &str) -> bool {
-        self.0.iter().find(|(present, _)| present == key).is_some_and(|(_, value)| value.is_object())
+        self.0
+            .iter()
+            .find(|(present, _)| present == key)
+            .is_some_and(|(_, value)| value.is_object())
     }
 }
 
 impl<'de> Deserialize<'de> for Object {
+    /// Never fails on JSON: what is no map has no keys, so that a struct made from it is as
+    /// initialised.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries;
+        deserializer.deserialize_any(Entries)
+    }
+}
 
-        impl<'de> Visitor<'de> for Entries {
-            type Value = Object;
+struct Entries;
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a map")
-            }
+impl<'de> Visitor<'de> for Entries {
+    type Value = Object;
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(Object(entries))
-            }
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            entries.push(entry);
         }
+        Ok(Object(entries))
+    }
 
-        deserializer.deserialize_map(Entries)
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Object, A::Error> {
+        while elements.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Object::default())
+    }
+
+    fn visit_bool<E: Error>(self, _: bool) -> Result<Object, E> {
+        Ok(Object::default())
+    }
+
+    fn visit_i64<E: Error>(self, _: i64) -> Result<Object, E> {
+        Ok(Object::default())
+    }
+
+    fn visit_u64<E: Error>(self, _: u64) -> Result<Object, E> {
+        Ok(Object::default())
+    }
+
+    fn visit_f64<E: Error>(self, _: f64) -> Result<Object, E> {
+        Ok(Object::default())
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<Object, E> {
+        Ok(Object::default())
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Object, E> {
+        Ok(Object::default())
     }
 }
 

@@ -15,7 +15,10 @@ pub struct KeyValueList(pub Vec<(String, Option<String>)>);
 impl KeyValueList {
     /// The value of a key; `None` if it is null or the key is absent.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.iter().find(|(present, _)| present == key).and_then(|(_, value)| value.as_deref())
+        self.0
+            .iter()
+            .find(|(present, _)| present == key)
+            .and_then(|(_, value)| value.as_deref())
     }
 }
 

@@ -24,8 +24,11 @@ impl IsDefault for Mac {
 
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+        for (index, byte) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { ":" };
+            write!(f, "{separator}{byte:02x}")?;
+        }
+        Ok(())
     }
 }
 
@@ -39,12 +42,16 @@ impl FromStr for Mac {
         for byte in &mut bytes {
             let digits = parts.next().ok_or_else(error)?;
             let hexadecimal = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-            if digits.len() > 2 || !hexadecimal {
+            if digits.len() != 2 || !hexadecimal {
                 return Err(error());
             }
             *byte = u8::from_str_radix(digits, 16).map_err(|_| error())?;
         }
-        if parts.next().is_none() { Ok(Self(bytes)) } else { Err(error()) }
+        if parts.next().is_none() {
+            Ok(Self(bytes))
+        } else {
+            Err(error())
+        }
     }
 }
 
@@ -56,6 +63,8 @@ impl Serialize for Mac {
 
 impl<'de> Deserialize<'de> for Mac {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
     }
 }

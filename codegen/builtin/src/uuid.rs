@@ -51,7 +51,11 @@ impl FromStr for Uuid {
             *byte = u8::from_str_radix(digits, 16).map_err(|_| error())?;
             rest = &rest[2..];
         }
-        if rest.is_empty() { Ok(Self(bytes)) } else { Err(error()) }
+        if rest.is_empty() {
+            Ok(Self(bytes))
+        } else {
+            Err(error())
+        }
     }
 }
 
@@ -63,6 +67,8 @@ impl Serialize for Uuid {
 
 impl<'de> Deserialize<'de> for Uuid {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
     }
 }

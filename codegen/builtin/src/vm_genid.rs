@@ -17,7 +17,7 @@ impl IsDefault for MsVmGenid {
 
 impl Serialize for MsVmGenid {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(&self.0)
+        serializer.collect_seq(self.0)
     }
 }
 

@@ -68,9 +68,15 @@ enum Failure {
     #[error("xl-idl: {path} has no Rust form: {source}")]
     Rust { path: PathBuf, source: EmitError },
     #[error("xl-idl: cannot read {path}: {source}")]
-    Read { path: PathBuf, source: std::io::Error },
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("xl-idl: cannot write {path}: {source}")]
-    Write { path: PathBuf, source: std::io::Error },
+    Write {
+        path: PathBuf,
+        source: std::io::Error,
+    },
 }
 
 fn main() -> ExitCode {
@@ -90,18 +96,29 @@ fn run(command: Command) -> Result<(), Failure> {
             let model = compile(&files.file)?;
             write(&files, &emit::json(&model))
         }
-        Command::Rust { files, builtin, import, constant } => {
+        Command::Rust {
+            files,
+            builtin,
+            import,
+            constant,
+        } => {
             let model = compile(&files.file)?;
             let options = RustOptions {
                 builtin,
                 imports: import.into_iter().collect(),
                 constants: constant.into_iter().collect(),
             };
-            let text = emit::rust(&model, &options)
-                .map_err(|source| Failure::Rust { path: files.file.clone(), source })?;
+            let text = emit::rust(&model, &options).map_err(|source| Failure::Rust {
+                path: files.file.clone(),
+                source,
+            })?;
             write(&files, &text)
         }
-        Command::CHeader { files, include, compat } => {
+        Command::CHeader {
+            files,
+            include,
+            compat,
+        } => {
             let model = compile(&files.file)?;
             let options = CHeaderOptions {
                 file_name: header_name(&files),
@@ -115,40 +132,56 @@ fn run(command: Command) -> Result<(), Failure> {
 
 fn parse_import(text: &str) -> Result<(String, Import), String> {
     let (c_name, paths) = text.split_once('=').ok_or("expected C_NAME=SAFE,FFI")?;
-    let (safe, ffi) = paths.split_once(',').ok_or("expected two paths, with a comma in between")?;
-    Ok((c_name.to_owned(), Import { safe: safe.to_owned(), ffi: ffi.to_owned() }))
+    let (safe, ffi) = paths
+        .split_once(',')
+        .ok_or("expected two paths, with a comma in between")?;
+    Ok((
+        c_name.to_owned(),
+        Import {
+            safe: safe.to_owned(),
+            ffi: ffi.to_owned(),
+        },
+    ))
 }
 
 fn parse_constant(text: &str) -> Result<(String, i128), String> {
     let (c_name, number) = text.split_once('=').ok_or("expected C_NAME=NUMBER")?;
-    let number = number.parse().map_err(|_| format!("`{number}` is no number"))?;
+    let number = number
+        .parse()
+        .map_err(|_| format!("`{number}` is no number"))?;
     Ok((c_name.to_owned(), number))
 }
 
 fn compile(path: &Path) -> Result<Model, Failure> {
-    let source = std::fs::read_to_string(path)
-        .map_err(|source| Failure::Read { path: path.to_owned(), source })?;
+    let source = std::fs::read_to_string(path).map_err(|source| Failure::Read {
+        path: path.to_owned(),
+        source,
+    })?;
     Ok(libxl_idl::compile(&source, &path.display().to_string())?)
 }
 
 /// The name of the output; for standard output the one that libxl gives to the header of this IDL.
 fn header_name(files: &InputOutput) -> String {
-    match &files.output {
-        Some(output) => output.display().to_string(),
-        None => {
-            let stem = files.file.file_stem().unwrap_or_default();
-            format!("_{}.h", stem.to_string_lossy())
-        }
+    if let Some(output) = &files.output {
+        return output.display().to_string();
     }
+    let stem = files.file.file_stem().unwrap_or_default();
+    format!("_{}.h", stem.to_string_lossy())
 }
 
 fn write(files: &InputOutput, content: &str) -> Result<(), Failure> {
     match &files.output {
         Some(path) => output::write_if_changed(path, content)
             .map(drop)
-            .map_err(|source| Failure::Write { path: path.clone(), source }),
-        None => std::io::stdout().write_all(content.as_bytes()).map_err(|source| {
-            Failure::Write { path: PathBuf::from("standard output"), source }
-        }),
+            .map_err(|source| Failure::Write {
+                path: path.clone(),
+                source,
+            }),
+        None => std::io::stdout()
+            .write_all(content.as_bytes())
+            .map_err(|source| Failure::Write {
+                path: PathBuf::from("standard output"),
+                source,
+            }),
     }
 }

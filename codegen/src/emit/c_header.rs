@@ -18,8 +18,17 @@ pub struct CHeaderOptions {
 
 /// Writes the header.
 pub fn c_header(model: &Model, options: &CHeaderOptions) -> String {
-    let const_source = if options.compat.const_copy_source(model) { "const " } else { "" };
-    let mut emitter = CHeader { model, const_source, out: String::new(), depth: 0 };
+    let const_source = if options.compat.const_copy_source(model) {
+        "const "
+    } else {
+        ""
+    };
+    let mut emitter = CHeader {
+        model,
+        const_source,
+        out: String::new(),
+        depth: 0,
+    };
     emitter.file(options);
     emitter.out
 }
@@ -28,9 +37,19 @@ fn guard(file_name: &str) -> String {
     let base = file_name.rsplit('/').next().unwrap_or_default();
     let name: String = base
         .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_uppercase()
+            } else {
+                '_'
+            }
+        })
         .collect();
-    if name.is_empty() { "LIBXL_IDL_TYPES_H".to_owned() } else { name }
+    if name.is_empty() {
+        "LIBXL_IDL_TYPES_H".to_owned()
+    } else {
+        name
+    }
 }
 
 struct CHeader<'m> {
@@ -129,8 +148,10 @@ impl CHeader<'_> {
         let ty = &model[id];
         // libxl puts the qualifier before the first of the declarations that a field makes.
         let mut qualifier = if is_const { "const " } else { "" };
-        if let TypeKind::KeyedUnion { key: variable, .. } | TypeKind::Array { length: variable, .. } =
-            &ty.kind
+        if let TypeKind::KeyedUnion { key: variable, .. }
+        | TypeKind::Array {
+            length: variable, ..
+        } = &ty.kind
         {
             self.variable(variable, std::mem::take(&mut qualifier));
         }
@@ -152,30 +173,45 @@ impl CHeader<'_> {
     fn prototypes(&mut self, ty: &Type) {
         let name = ty.c_name.as_deref().unwrap_or_default();
         let value = ty.pass_by;
-        if let Some(dispose_fn) = &ty.dispose_fn {
-            self.prototype(ty, &format!("void {dispose_fn}({})", argument(ty, "p", value)));
+        if let Some(dispose_fn) = &ty.dispose.name {
+            self.prototype(
+                ty,
+                &format!("void {dispose_fn}({})", argument(ty, "p", value)),
+            );
         }
         if let Some(copy_deprecated_fn) = &ty.copy_deprecated_fn {
             let argument = argument(ty, "p", value);
-            self.prototype(ty, &format!("int {copy_deprecated_fn}(libxl_ctx *ctx, {argument})"));
+            self.prototype(
+                ty,
+                &format!("int {copy_deprecated_fn}(libxl_ctx *ctx, {argument})"),
+            );
         }
-        if let Some(copy_fn) = &ty.copy_fn {
+        if let Some(copy_fn) = &ty.copy.name {
             let destination = argument(ty, "dst", value);
             let source = format!("{}{}", self.const_source, argument(ty, "src", value));
-            self.prototype(ty, &format!("void {copy_fn}(libxl_ctx *ctx, {destination}, {source})"));
+            self.prototype(
+                ty,
+                &format!("void {copy_fn}(libxl_ctx *ctx, {destination}, {source})"),
+            );
         }
-        if let Some(init_fn) = &ty.init_fn {
+        if let Some(init_fn) = &ty.init.name {
             self.prototype(ty, &format!("void {init_fn}({})", argument(ty, "p", value)));
             for key in keys(self.model, ty) {
                 let key_type = &self.model[key.ty];
                 let key_argument = argument(key_type, &key.name, key_type.pass_by);
                 let object = argument(ty, "p", value);
-                self.prototype(ty, &format!("void {init_fn}_{}({object}, {key_argument})", key.name));
+                self.prototype(
+                    ty,
+                    &format!("void {init_fn}_{}({object}, {key_argument})", key.name),
+                );
             }
         }
         if ty.json.gen_fn.is_some() {
             let argument = argument(ty, "p", value);
-            self.prototype(ty, &format!("char *{name}_to_json(libxl_ctx *ctx, {argument})"));
+            self.prototype(
+                ty,
+                &format!("char *{name}_to_json(libxl_ctx *ctx, {argument})"),
+            );
         }
         if ty.json.parse_fn.is_some() {
             let object = argument(ty, "p", PassBy::Reference);
@@ -188,7 +224,10 @@ impl CHeader<'_> {
             let by_value = argument(ty, "p", value);
             let by_reference = argument(ty, "e", PassBy::Reference);
             self.prototype(ty, &format!("const char *{name}_to_string({by_value})"));
-            self.prototype(ty, &format!("int {name}_from_string(const char *s, {by_reference})"));
+            self.prototype(
+                ty,
+                &format!("int {name}_from_string(const char *s, {by_reference})"),
+            );
             let table = format!("extern libxl_enum_string_table {name}_string_table[]");
             self.prototype(ty, &table);
         }
@@ -202,16 +241,21 @@ impl CHeader<'_> {
 
 /// The keys of the unions directly in a type; each has an init function of its own.
 fn keys<'m>(model: &'m Model, ty: &'m Type) -> impl Iterator<Item = &'m Field> {
-    ty.fields().iter().filter(|field| !field.is_const).filter_map(|field| {
-        match &model[field.ty].kind {
+    ty.fields()
+        .iter()
+        .filter(|field| !field.is_const)
+        .filter_map(|field| match &model[field.ty].kind {
             TypeKind::KeyedUnion { key, .. } => Some(key),
             _ => None,
-        }
-    })
+        })
 }
 
 fn keyword(ty: &Type) -> &'static str {
-    if matches!(ty.kind, TypeKind::Struct { .. }) { "struct" } else { "union" }
+    if matches!(ty.kind, TypeKind::Struct { .. }) {
+        "struct"
+    } else {
+        "union"
+    }
 }
 
 fn argument(ty: &Type, name: &str, pass_by: PassBy) -> String {

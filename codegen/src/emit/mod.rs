@@ -2,10 +2,12 @@
 
 mod c_header;
 mod compat;
+mod idl;
 mod json;
 mod rust;
 
 pub use c_header::{CHeaderOptions, c_header};
 pub use compat::Compat;
+pub use idl::idl;
 pub use json::json;
 pub use rust::{EmitError, Import, RustOptions, rust};

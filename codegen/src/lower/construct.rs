@@ -1,76 +1,14 @@
 //! The constructors: `Builtin`, `Number`, `UInt`, `Enumeration`, `Struct`, `Union`, `KeyedUnion`,
 //! `Array`.
 
-use super::keywords::Keywords;
+use super::attributes::{Defaults, Preset};
+use super::keywords::{Keywords, Reported};
 use super::{Lowering, TypeSpans};
 use crate::diagnostic::Span;
-use crate::model::{Enumerator, Field, Json, Member, PassBy, Type, TypeId, TypeKind};
+use crate::model::{Enumerator, Field, Member, PassBy, Type, TypeId, TypeKind};
 use crate::parse::ast::{Call, Expr, ExprKind};
 
-const CONSTRUCTORS: &str =
-    "Builtin, Number, UInt, Enumeration, Struct, Union, KeyedUnion or Array";
-
-/// What the attributes of a class of types are when the file does not say.
-struct Defaults {
-    /// None: as the file's `namespace` says. Some(None): no namespace.
-    namespace: Option<Option<String>>,
-    pass_by: PassBy,
-    /// None: the type's name with `_dispose`.
-    dispose_fn: Option<Option<String>>,
-    autogenerate_dispose_fn: bool,
-    /// None: the type's name with `_copy`.
-    copy_fn: Option<Option<String>>,
-    /// The type's name with `_init`, rather than none.
-    has_init_fn: bool,
-    json_gen_fn: Option<String>,
-    jsonc_gen_fn: Option<String>,
-    json_parse_fn: Option<String>,
-    json_parse_type: &'static str,
-    autogenerate_json: bool,
-}
-
-impl Defaults {
-    fn plain(json_parse_type: &'static str) -> Self {
-        Self {
-            namespace: None,
-            pass_by: PassBy::Value,
-            dispose_fn: None,
-            autogenerate_dispose_fn: true,
-            copy_fn: None,
-            has_init_fn: false,
-            json_gen_fn: None,
-            jsonc_gen_fn: None,
-            json_parse_fn: None,
-            json_parse_type,
-            autogenerate_json: true,
-        }
-    }
-
-    fn builtin() -> Self {
-        Self {
-            dispose_fn: Some(None),
-            autogenerate_dispose_fn: false,
-            autogenerate_json: false,
-            ..Self::plain("JSON_ANY")
-        }
-    }
-
-    fn number(json_parse_fn: String) -> Self {
-        Self {
-            namespace: Some(None),
-            copy_fn: Some(None),
-            json_gen_fn: Some("yajl_gen_integer".to_owned()),
-            jsonc_gen_fn: Some("libxl__int_gen_jso".to_owned()),
-            json_parse_fn: Some(json_parse_fn),
-            json_parse_type: "JSON_INTEGER",
-            ..Self::builtin()
-        }
-    }
-
-    fn aggregate(pass_by: PassBy) -> Self {
-        Self { pass_by, has_init_fn: true, ..Self::plain("JSON_MAP") }
-    }
-}
+const CONSTRUCTORS: &str = "Builtin, Number, UInt, Enumeration, Struct, Union, KeyedUnion or Array";
 
 /// The positional arguments of a call; each may be given by its name as well.
 struct Arguments<'c> {
@@ -115,7 +53,11 @@ impl Lowering<'_> {
         // The comment describes the outermost type of the statement only.
         let docs = self.docs.take();
         let mut keywords = Keywords::new(self, &call.keywords);
-        let mut arguments = Arguments { call, span, taken: 0 };
+        let mut arguments = Arguments {
+            call,
+            span,
+            taken: 0,
+        };
         let constructor = call.callee.text.as_str();
         let ty = match constructor {
             "Builtin" | "Number" => self.builtin(constructor, &mut arguments, &mut keywords),
@@ -137,93 +79,6 @@ impl Lowering<'_> {
         Some(self.add(ty, spans))
     }
 
-    fn common(
-        &mut self,
-        raw_name: Option<String>,
-        kind: TypeKind,
-        defaults: Defaults,
-        keywords: &mut Keywords<'_>,
-    ) -> Type {
-        let namespace_default =
-            defaults.namespace.unwrap_or_else(|| Some(self.namespace.clone()));
-        let namespace = keywords.text(self, "namespace", namespace_default);
-        let c_name = raw_name
-            .as_ref()
-            .map(|raw| format!("{}{raw}", namespace.as_deref().unwrap_or_default()));
-        let suffixed = |suffix: &str| c_name.as_ref().map(|name| format!("{name}{suffix}"));
-        let private = keywords.boolean(self, "private", false);
-        let printable = c_name.is_some() && !private;
-        // The namespace keeps its underscore, so that libxl's parsers are internal functions.
-        let parse_fn = || {
-            let raw = raw_name.as_deref().unwrap_or_default();
-            match &namespace {
-                Some(namespace) => format!("{namespace}_{raw}_parse_json"),
-                None => format!("{raw}_parse_json"),
-            }
-        };
-        let json = Json {
-            gen_fn: defaults
-                .json_gen_fn
-                .or_else(|| printable.then(|| suffixed("_gen_json")).flatten()),
-            jsonc_gen_fn: defaults
-                .jsonc_gen_fn
-                .or_else(|| printable.then(|| suffixed("_gen_jso")).flatten()),
-            parse_fn: defaults.json_parse_fn.or_else(|| printable.then(parse_fn)),
-            parse_type: (printable || defaults.json_parse_type != "JSON_ANY")
-                .then(|| defaults.json_parse_type.to_owned()),
-            autogenerate: defaults.autogenerate_json,
-        };
-        let hidden = self.hidden;
-        Type {
-            hidden: keywords.boolean(self, "hidden", hidden),
-            private,
-            dir: keywords.direction(self),
-            pass_by: keywords.pass_by(self, defaults.pass_by),
-            dispose_fn: keywords.text(
-                self,
-                "dispose_fn",
-                defaults.dispose_fn.unwrap_or_else(|| suffixed("_dispose")),
-            ),
-            autogenerate_dispose_fn: keywords.boolean(
-                self,
-                "autogenerate_dispose_fn",
-                defaults.autogenerate_dispose_fn,
-            ),
-            copy_fn: keywords.text(
-                self,
-                "copy_fn",
-                defaults.copy_fn.unwrap_or_else(|| suffixed("_copy")),
-            ),
-            autogenerate_copy_fn: keywords.boolean(self, "autogenerate_copy_fn", true),
-            init_fn: keywords.text(
-                self,
-                "init_fn",
-                defaults.has_init_fn.then(|| suffixed("_init")).flatten(),
-            ),
-            init_val: keywords.c_expression(self, "init_val"),
-            autogenerate_init_fn: keywords.boolean(
-                self,
-                "autogenerate_init_fn",
-                defaults.has_init_fn,
-            ),
-            check_default_fn: keywords.text(self, "check_default_fn", None),
-            copy_deprecated_fn: keywords.text(self, "copy_deprecated_fn", None),
-            json: Json {
-                gen_fn: keywords.text(self, "json_gen_fn", json.gen_fn),
-                jsonc_gen_fn: keywords.text(self, "jsonc_json_gen_fn", json.jsonc_gen_fn),
-                parse_fn: keywords.text(self, "json_parse_fn", json.parse_fn),
-                parse_type: keywords.text(self, "json_parse_type", json.parse_type),
-                autogenerate: keywords.boolean(self, "autogenerate_json", json.autogenerate),
-            },
-            kind,
-            idl_name: None,
-            raw_name,
-            c_name,
-            namespace,
-            docs: None,
-        }
-    }
-
     fn required_string(&mut self, what: &str, expr: &Expr) -> Option<String> {
         if let ExprKind::Str(text) = &expr.kind {
             return Some(text.clone());
@@ -234,10 +89,13 @@ impl Lowering<'_> {
     }
 
     /// A type's name; None makes it anonymous.
-    fn type_name(&mut self, expr: &Expr) -> Option<Option<String>> {
+    fn type_name(&mut self, expr: &Expr) -> Result<Option<String>, Reported> {
         match &expr.kind {
-            ExprKind::None => Some(None),
-            _ => self.required_string("the name of a type", expr).map(Some),
+            ExprKind::None => Ok(None),
+            _ => self
+                .required_string("the name of a type", expr)
+                .map(Some)
+                .ok_or(Reported),
         }
     }
 
@@ -252,14 +110,24 @@ impl Lowering<'_> {
         let name = arguments.next(self, keywords, parameter, "the name of a C type")?;
         let raw_name = self.required_string("the name of a type", name)?;
         let signed = keywords.boolean(self, "signed", false);
-        let kind = TypeKind::Builtin { signed, number, width: None };
+        let kind = TypeKind::Builtin {
+            signed,
+            number,
+            width: None,
+        };
         let defaults = if number {
             Defaults::number("libxl__int_parse_json".to_owned())
         } else {
             Defaults::builtin()
         };
         let ty = self.common(Some(raw_name), kind, defaults, keywords);
-        Some((ty, TypeSpans { name: name.span, ..TypeSpans::default() }))
+        Some((
+            ty,
+            TypeSpans {
+                name: name.span,
+                ..TypeSpans::default()
+            },
+        ))
     }
 
     fn uint<'c>(
@@ -268,18 +136,26 @@ impl Lowering<'_> {
         keywords: &mut Keywords<'c>,
     ) -> Option<(Type, TypeSpans)> {
         let width = arguments.next(self, keywords, "w", "the width in bits")?;
-        let bits = match width.kind {
-            ExprKind::Int(bits @ (8 | 16 | 32 | 64)) => u32::try_from(bits).unwrap_or(64),
-            _ => {
-                self.report(width.span, "wrong width of `UInt`", "8, 16, 32 or 64");
-                return None;
-            }
+        let ExprKind::Int(bits @ (8 | 16 | 32 | 64)) = width.kind else {
+            self.report(width.span, "wrong width of `UInt`", "8, 16, 32 or 64");
+            return None;
         };
+        let bits = u32::try_from(bits).unwrap_or(64);
         let signed = keywords.boolean(self, "signed", false);
-        let kind = TypeKind::Builtin { signed, number: true, width: Some(bits) };
+        let kind = TypeKind::Builtin {
+            signed,
+            number: true,
+            width: Some(bits),
+        };
         let defaults = Defaults::number(format!("libxl__uint{bits}_parse_json"));
         let ty = self.common(Some(format!("uint{bits}_t")), kind, defaults, keywords);
-        Some((ty, TypeSpans { name: width.span, ..TypeSpans::default() }))
+        Some((
+            ty,
+            TypeSpans {
+                name: width.span,
+                ..TypeSpans::default()
+            },
+        ))
     }
 
     fn enumeration<'c>(
@@ -291,15 +167,18 @@ impl Lowering<'_> {
         // The names of its values contain its own.
         let raw_name = self.required_string("the name of an enumeration", name)?;
         let values = arguments.next(self, keywords, "values", "a list of (number, name)")?;
-        let kind = TypeKind::Enumeration { value_namespace: String::new(), values: Vec::new() };
+        let kind = TypeKind::Enumeration {
+            value_namespace: String::new(),
+            values: Vec::new(),
+        };
         let defaults = Defaults {
-            dispose_fn: Some(None),
-            copy_fn: Some(None),
+            dispose_fn: Preset::Absent,
+            copy_fn: Preset::Absent,
             ..Defaults::plain("JSON_STRING")
         };
         let value_namespace = keywords
             .take("value_namespace")
-            .and_then(|expr| self.text_value("value_namespace", expr));
+            .and_then(|expr| self.text_value("value_namespace", expr).ok());
         let mut ty = self.common(Some(raw_name.clone()), kind, defaults, keywords);
         let value_namespace = value_namespace
             .unwrap_or_else(|| ty.namespace.clone())
@@ -308,19 +187,40 @@ impl Lowering<'_> {
         let mut parts = Vec::new();
         let mut enumerators = Vec::new();
         let ExprKind::List(items) = &values.kind else {
-            let message = format!("the values of an enumeration cannot be {}", values.kind.describe());
+            let message = format!(
+                "the values of an enumeration cannot be {}",
+                values.kind.describe()
+            );
             self.report(values.span, message, "a list of (number, name)");
-            return Some((ty, TypeSpans { name: name.span, ..TypeSpans::default() }));
+            return Some((
+                ty,
+                TypeSpans {
+                    name: name.span,
+                    ..TypeSpans::default()
+                },
+            ));
         };
         for item in items {
             let pair = match &item.kind {
                 ExprKind::Tuple(pair) => pair.as_slice(),
                 _ => &[],
             };
-            let [Expr { kind: ExprKind::Int(value), .. }, Expr { kind: ExprKind::Str(text), .. }] =
-                pair
+            let [
+                Expr {
+                    kind: ExprKind::Int(value),
+                    ..
+                },
+                Expr {
+                    kind: ExprKind::Str(text),
+                    ..
+                },
+            ] = pair
             else {
-                self.report(item.span, "malformed value of an enumeration", "(number, name)");
+                self.report(
+                    item.span,
+                    "malformed value of an enumeration",
+                    "(number, name)",
+                );
                 continue;
             };
             enumerators.push(Enumerator {
@@ -331,8 +231,18 @@ impl Lowering<'_> {
             });
             parts.push(item.span);
         }
-        ty.kind = TypeKind::Enumeration { value_namespace, values: enumerators };
-        Some((ty, TypeSpans { name: name.span, parts, ..TypeSpans::default() }))
+        ty.kind = TypeKind::Enumeration {
+            value_namespace,
+            values: enumerators,
+        };
+        Some((
+            ty,
+            TypeSpans {
+                name: name.span,
+                parts,
+                ..TypeSpans::default()
+            },
+        ))
     }
 
     fn aggregate<'c>(
@@ -343,7 +253,7 @@ impl Lowering<'_> {
     ) -> Option<(Type, TypeSpans)> {
         let is_union = constructor == "Union";
         let name = arguments.next(self, keywords, "name", "its name, or None")?;
-        let raw_name = self.type_name(name)?;
+        let raw_name = self.type_name(name).ok()?;
         let list = arguments.next(self, keywords, "fields", "a list of (name, type)")?;
         let mut fields = Vec::new();
         let mut parts = Vec::new();
@@ -361,13 +271,20 @@ impl Lowering<'_> {
         let mut defaults = Defaults::aggregate(PassBy::Reference);
         let kind = if is_union {
             // Only somebody who knows which member is valid can free it.
-            defaults.dispose_fn = Some(None);
+            defaults.dispose_fn = Preset::Absent;
             TypeKind::Union { fields }
         } else {
             TypeKind::Struct { fields }
         };
         let ty = self.common(raw_name, kind, defaults, keywords);
-        Some((ty, TypeSpans { name: name.span, parts, ..TypeSpans::default() }))
+        Some((
+            ty,
+            TypeSpans {
+                name: name.span,
+                parts,
+                ..TypeSpans::default()
+            },
+        ))
     }
 
     /// `(name, type)` or `(name, type, {attributes})`
@@ -376,15 +293,31 @@ impl Lowering<'_> {
             ExprKind::Tuple(parts) => parts.as_slice(),
             _ => &[],
         };
-        let (Expr { kind: ExprKind::Str(name), .. }, ty, attributes) = (match parts {
+        let (
+            Expr {
+                kind: ExprKind::Str(name),
+                ..
+            },
+            ty,
+            attributes,
+        ) = (match parts {
             [name, ty] => (name, ty, None),
             [name, ty, attributes] => (name, ty, Some(attributes)),
             _ => {
-                self.report(item.span, "malformed field", "(name, type) or (name, type, {...})");
+                self.report(
+                    item.span,
+                    "malformed field",
+                    "(name, type) or (name, type, {...})",
+                );
                 return None;
             }
-        }) else {
-            self.report(parts[0].span, "the name of a field must be a string", "a string");
+        })
+        else {
+            self.report(
+                parts[0].span,
+                "the name of a field must be a string",
+                "a string",
+            );
             return None;
         };
         let docs = self.comments.describing(item.span);
@@ -405,13 +338,18 @@ impl Lowering<'_> {
 
     fn field_attributes(&mut self, field: &mut Field, attributes: &Expr) {
         let ExprKind::Dict(entries) = &attributes.kind else {
-            let message = format!("the attributes of a field cannot be {}", attributes.kind.describe());
+            let message = format!(
+                "the attributes of a field cannot be {}",
+                attributes.kind.describe()
+            );
             self.report(attributes.span, message, "a dictionary");
             return;
         };
         let mut seen: Vec<&str> = Vec::new();
         for (key, value) in entries {
-            let ExprKind::Str(name) = &key.kind else { continue };
+            let ExprKind::Str(name) = &key.kind else {
+                continue;
+            };
             if seen.contains(&name.as_str()) {
                 let message = format!("attribute `{name}` is given twice");
                 self.report(key.span, message, "each attribute once");
@@ -421,7 +359,7 @@ impl Lowering<'_> {
                 "const" => field.is_const = self.boolean_value(name, value, false),
                 "init_val" => field.init_val = self.c_expression_value(name, value),
                 "deprecated_by" => {
-                    field.deprecated_by = self.text_value(name, value).flatten();
+                    field.deprecated_by = self.text_value(name, value).ok().flatten();
                 }
                 _ => {
                     let message = format!("unknown attribute `{name}` of a field");
@@ -456,7 +394,7 @@ impl Lowering<'_> {
         keywords: &mut Keywords<'c>,
     ) -> Option<(Type, TypeSpans)> {
         let name = arguments.next(self, keywords, "name", "None")?;
-        let raw_name = self.type_name(name)?;
+        let raw_name = self.type_name(name).ok()?;
         let key_type = arguments.next(self, keywords, "keyvar_type", "an enumeration")?;
         let key_name = arguments.next(self, keywords, "keyvar_name", "the key's name")?;
         let list = arguments.next(self, keywords, "fields", "a list of (value, type)")?;
@@ -490,7 +428,14 @@ impl Lowering<'_> {
         let kind = TypeKind::KeyedUnion { key, members };
         let ty = self.common(raw_name, kind, Defaults::aggregate(PassBy::Value), keywords);
         values?;
-        Some((ty, TypeSpans { name: name.span, parts, variable }))
+        Some((
+            ty,
+            TypeSpans {
+                name: name.span,
+                parts,
+                variable,
+            },
+        ))
     }
 
     fn member(
@@ -503,8 +448,19 @@ impl Lowering<'_> {
             ExprKind::Tuple(parts) => parts.as_slice(),
             _ => &[],
         };
-        let [Expr { kind: ExprKind::Str(name), span }, ty] = parts else {
-            self.report(item.span, "malformed member of a union", "(value, type) or (value, None)");
+        let [
+            Expr {
+                kind: ExprKind::Str(name),
+                span,
+            },
+            ty,
+        ] = parts
+        else {
+            self.report(
+                item.span,
+                "malformed member of a union",
+                "(value, type) or (value, None)",
+            );
             return None;
         };
         let docs = self.comments.describing(item.span);
@@ -512,20 +468,28 @@ impl Lowering<'_> {
             ExprKind::None => None,
             _ => Some(self.type_of(ty)?),
         };
-        let value =
-            values?.iter().find(|value| value.name.to_uppercase() == name.to_uppercase());
+        let value = values?
+            .iter()
+            .find(|value| value.name.to_uppercase() == name.to_uppercase());
         let Some(value) = value else {
             let enumeration = match &key_type.kind {
                 ExprKind::Name(name) => format!("`{name}`"),
                 _ => "the enumeration".to_owned(),
             };
             let message = format!("union member `{name}` is no value of {enumeration}");
-            let names: Vec<String> =
-                values?.iter().map(|value| format!("\"{}\"", value.name.to_lowercase())).collect();
+            let names: Vec<String> = values?
+                .iter()
+                .map(|value| format!("\"{}\"", value.name.to_lowercase()))
+                .collect();
             self.report(*span, message, names.join(", "));
             return None;
         };
-        Some(Member { name: name.clone(), ty, enumerator: value.c_name.clone(), docs })
+        Some(Member {
+            name: name.clone(),
+            ty,
+            enumerator: value.c_name.clone(),
+            docs,
+        })
     }
 
     fn array<'c>(
@@ -545,11 +509,19 @@ impl Lowering<'_> {
         let (element_id, length_name) = (element_id?, length_name?);
         let element_type = &self.types[element_id.0];
         let Some(element_name) = element_type.raw_name.clone() else {
-            self.report(element.span, "the element of an array has no name", "a named type");
+            self.report(
+                element.span,
+                "the element of an array has no name",
+                "a named type",
+            );
             return None;
         };
         if matches!(element_type.kind, TypeKind::Array { .. }) {
-            self.report(element.span, "an array of arrays has no lengths", "a type that is no array");
+            self.report(
+                element.span,
+                "an array of arrays has no lengths",
+                "a type that is no array",
+            );
             return None;
         }
         let namespace = element_type.namespace.clone();
@@ -560,12 +532,22 @@ impl Lowering<'_> {
             .map_or(TypeId(0), TypeId);
         let length_field = self.variable(length_name, integer, "lenvar_", keywords);
         let defaults = Defaults {
-            namespace: Some(namespace),
-            dispose_fn: Some(Some("free".to_owned())),
+            namespace: namespace.map_or(Preset::Absent, Preset::Fixed),
+            dispose_fn: Preset::Fixed("free".to_owned()),
             ..Defaults::plain("JSON_ARRAY")
         };
-        let kind = TypeKind::Array { element: element_id, length: length_field };
+        let kind = TypeKind::Array {
+            element: element_id,
+            length: length_field,
+        };
         let ty = self.common(Some(format!("{element_name} *")), kind, defaults, keywords);
-        Some((ty, TypeSpans { name: element.span, variable: length.span, ..TypeSpans::default() }))
+        Some((
+            ty,
+            TypeSpans {
+                name: element.span,
+                variable: length.span,
+                ..TypeSpans::default()
+            },
+        ))
     }
 }

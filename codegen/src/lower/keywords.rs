@@ -4,6 +4,9 @@ use super::Lowering;
 use crate::model::{Direction, PassBy};
 use crate::parse::ast::{Expr, ExprKind, Name};
 
+/// A value is of the wrong kind, which was reported.
+pub(super) struct Reported;
+
 /// The keyword arguments of one call; each is taken once, the rest is unknown.
 pub(super) struct Keywords<'c> {
     left: Vec<(&'c str, &'c Name, &'c Expr)>,
@@ -56,7 +59,8 @@ impl<'c> Keywords<'c> {
         lowering: &mut Lowering<'_>,
         name: &str,
     ) -> Option<String> {
-        self.take(name).and_then(|expr| lowering.c_expression_value(name, expr))
+        self.take(name)
+            .and_then(|expr| lowering.c_expression_value(name, expr))
     }
 
     pub(super) fn boolean(
@@ -65,11 +69,14 @@ impl<'c> Keywords<'c> {
         name: &str,
         default: bool,
     ) -> bool {
-        self.take(name).map_or(default, |expr| lowering.boolean_value(name, expr, default))
+        self.take(name)
+            .map_or(default, |expr| lowering.boolean_value(name, expr, default))
     }
 
     pub(super) fn direction(&mut self, lowering: &mut Lowering<'_>) -> Direction {
-        let Some(expr) = self.take("dir") else { return Direction::Both };
+        let Some(expr) = self.take("dir") else {
+            return Direction::Both;
+        };
         match &expr.kind {
             ExprKind::Name(name) if name == "DIR_NONE" => Direction::None,
             ExprKind::Name(name) if name == "DIR_IN" => Direction::In,
@@ -84,7 +91,9 @@ impl<'c> Keywords<'c> {
     }
 
     pub(super) fn pass_by(&mut self, lowering: &mut Lowering<'_>, default: PassBy) -> PassBy {
-        let Some(expr) = self.take("passby") else { return default };
+        let Some(expr) = self.take("passby") else {
+            return default;
+        };
         match &expr.kind {
             ExprKind::Name(name) if name == "PASS_BY_VALUE" => PassBy::Value,
             ExprKind::Name(name) if name == "PASS_BY_REFERENCE" => PassBy::Reference,
@@ -99,14 +108,18 @@ impl<'c> Keywords<'c> {
 
 impl Lowering<'_> {
     /// A string or None; anything else is reported.
-    pub(super) fn text_value(&mut self, name: &str, expr: &Expr) -> Option<Option<String>> {
+    pub(super) fn text_value(
+        &mut self,
+        name: &str,
+        expr: &Expr,
+    ) -> Result<Option<String>, Reported> {
         match &expr.kind {
-            ExprKind::Str(text) => Some(Some(text.clone())),
-            ExprKind::None => Some(None),
+            ExprKind::Str(text) => Ok(Some(text.clone())),
+            ExprKind::None => Ok(None),
             other => {
                 let message = format!("`{name}` cannot be {}", other.describe());
                 self.report(expr.span, message, "a string or None");
-                None
+                Err(Reported)
             }
         }
     }

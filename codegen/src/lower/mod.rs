@@ -1,5 +1,6 @@
 //! From the syntax tree to the model: names are looked up, attributes get their defaults.
 
+mod attributes;
 mod construct;
 mod keywords;
 mod standard;
@@ -38,6 +39,12 @@ pub(crate) fn lower(file: &File) -> (Lowered, Vec<Diagnostic>) {
             Statement::Assign { name, value } => lowering.assign(name, value),
             Statement::Directive { call, span } => lowering.directive(call, *span),
             Statement::Docstring => {}
+            Statement::Broken { name } => {
+                lowering
+                    .scope
+                    .entry(name.text.clone())
+                    .or_insert(Binding::Broken);
+            }
         }
     }
     let model = Model {
@@ -45,7 +52,13 @@ pub(crate) fn lower(file: &File) -> (Lowered, Vec<Diagnostic>) {
         types: lowering.types,
         definitions: lowering.definitions,
     };
-    (Lowered { model, spans: lowering.spans }, lowering.diagnostics)
+    (
+        Lowered {
+            model,
+            spans: lowering.spans,
+        },
+        lowering.diagnostics,
+    )
 }
 
 /// What a name stands for.
@@ -91,7 +104,8 @@ impl<'a> Lowering<'a> {
     }
 
     fn report(&mut self, span: Span, message: impl Into<String>, expected: impl Into<String>) {
-        self.diagnostics.push(Diagnostic::new(span, message).expected(expected));
+        self.diagnostics
+            .push(Diagnostic::new(span, message).expected(expected));
     }
 
     fn add(&mut self, ty: Type, spans: TypeSpans) -> TypeId {
@@ -107,6 +121,9 @@ impl<'a> Lowering<'a> {
         let ty = self.type_of(value);
         self.docs = None;
         if self.scope.contains_key(&name.text) {
+            if let Some(id) = ty.filter(|id| id.0 >= before) {
+                self.types[id.0].idl_name = Some(name.text.clone());
+            }
             let message = format!("duplicate definition of `{}`", name.text);
             self.report(name.span, message, "a name that is not yet defined");
             return;
@@ -129,7 +146,9 @@ impl<'a> Lowering<'a> {
             _ => None,
         };
         match (call.callee.text.as_str(), argument) {
-            ("namespace", Some(ExprKind::Str(namespace))) => namespace.clone_into(&mut self.namespace),
+            ("namespace", Some(ExprKind::Str(namespace))) => {
+                namespace.clone_into(&mut self.namespace);
+            }
             ("namespace", _) => {
                 self.report(span, "wrong argument of `namespace`", "one string");
             }
@@ -137,7 +156,11 @@ impl<'a> Lowering<'a> {
             ("hidden", _) => self.report(span, "wrong argument of `hidden`", "True or False"),
             (other, _) => {
                 let message = format!("unknown directive `{other}`");
-                self.report(call.callee.span, message, "`namespace`, `hidden` or `name = ...`");
+                self.report(
+                    call.callee.span,
+                    message,
+                    "`namespace`, `hidden` or `name = ...`",
+                );
             }
         }
     }
@@ -150,7 +173,9 @@ impl<'a> Lowering<'a> {
                 Some(Binding::Broken) => None,
                 None => {
                     let expected = match self.similar(name) {
-                        Some(similar) => format!("a type that is defined above, such as `{similar}`"),
+                        Some(similar) => {
+                            format!("a type that is defined above, such as `{similar}`")
+                        }
                         None => "a type that is defined above".to_owned(),
                     };
                     self.report(expr.span, format!("unknown type `{name}`"), expected);
@@ -170,7 +195,7 @@ impl<'a> Lowering<'a> {
     fn similar(&self, name: &str) -> Option<&str> {
         let close = |candidate: &str| {
             let distance = edit_distance(name, candidate);
-            (distance <= 1 + name.len() / 6).then_some(distance)
+            (distance <= 1 + name.len() / 4).then_some(distance)
         };
         self.scope
             .keys()

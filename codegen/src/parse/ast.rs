@@ -92,6 +92,11 @@ pub(crate) enum Statement {
     },
     /// A string on its own: a docstring, without effect.
     Docstring,
+    /// A definition with a syntax error, which was reported.
+    Broken {
+        /// The name that would have been defined.
+        name: Name,
+    },
 }
 
 /// A parsed file.

@@ -34,14 +34,20 @@ impl Comments {
             let text = source[span.start..span.end].trim_start_matches('#');
             let text = text.strip_prefix(' ').unwrap_or(text).trim_end().to_owned();
             let before = &source[this.line_starts[line]..span.start];
-            let kind = if before.trim().is_empty() { &mut this.own_line } else { &mut this.trailing };
+            let kind = if before.trim().is_empty() {
+                &mut this.own_line
+            } else {
+                &mut this.trailing
+            };
             kind.insert(line, text);
         }
         this
     }
 
     fn line(&self, offset: usize) -> usize {
-        self.line_starts.partition_point(|&start| start <= offset).saturating_sub(1)
+        self.line_starts
+            .partition_point(|&start| start <= offset)
+            .saturating_sub(1)
     }
 
     /// The comment that describes the item at `span`: the block directly above it, else, for an
@@ -70,7 +76,13 @@ impl Comments {
         }
         let line = self.line(span.end.saturating_sub(1));
         // Behind the item only its comma may stand, or the comment describes something else.
-        let ends_line = self.last_token.get(&line).is_some_and(|&end| end <= span.end + 1);
-        self.trailing.get(&line).filter(|text| ends_line && !text.is_empty()).cloned()
+        let ends_line = self
+            .last_token
+            .get(&line)
+            .is_some_and(|&end| end <= span.end + 1);
+        self.trailing
+            .get(&line)
+            .filter(|text| ends_line && !text.is_empty())
+            .cloned()
     }
 }

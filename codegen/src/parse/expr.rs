@@ -27,7 +27,10 @@ pub(super) struct Expected {
 
 impl<'t> ParseError<Tokens<'t>> for Expected {
     fn from_error_kind(input: Tokens<'t>, _: ErrorKind) -> Self {
-        Self { left: input.len(), what: Vec::new() }
+        Self {
+            left: input.len(),
+            what: Vec::new(),
+        }
     }
 
     fn append(_: Tokens<'t>, _: ErrorKind, other: Self) -> Self {
@@ -51,7 +54,10 @@ impl<'t> ParseError<Tokens<'t>> for Expected {
 }
 
 fn expected<'t, T>(input: Tokens<'t>, what: &'static str) -> Parsed<'t, T> {
-    Err(Err::Error(Expected { left: input.len(), what: vec![what] }))
+    Err(Err::Error(Expected {
+        left: input.len(),
+        what: vec![what],
+    }))
 }
 
 pub(super) fn punct<'t>(
@@ -66,18 +72,34 @@ pub(super) fn punct<'t>(
 
 pub(super) fn name(input: Tokens<'_>) -> Parsed<'_, Name> {
     match input {
-        [Token { kind: TokenKind::Name(text), span, .. }, rest @ ..] => {
-            Ok((rest, Name { text: text.clone(), span: *span }))
-        }
+        [
+            Token {
+                kind: TokenKind::Name(text),
+                span,
+                ..
+            },
+            rest @ ..,
+        ] => Ok((
+            rest,
+            Name {
+                text: text.clone(),
+                span: *span,
+            },
+        )),
         _ => expected(input, "a name"),
     }
 }
 
 fn string_token(input: Tokens<'_>) -> Parsed<'_, (String, Span)> {
     match input {
-        [Token { kind: TokenKind::Str(text), span, .. }, rest @ ..] => {
-            Ok((rest, (text.clone(), *span)))
-        }
+        [
+            Token {
+                kind: TokenKind::Str(text),
+                span,
+                ..
+            },
+            rest @ ..,
+        ] => Ok((rest, (text.clone(), *span))),
         _ => expected(input, "a string"),
     }
 }
@@ -91,18 +113,37 @@ pub(super) fn string(input: Tokens<'_>) -> Parsed<'_, Expr> {
         span = span.to(at);
         rest = after;
     }
-    Ok((rest, Expr { kind: ExprKind::Str(text), span }))
+    Ok((
+        rest,
+        Expr {
+            kind: ExprKind::Str(text),
+            span,
+        },
+    ))
 }
 
 fn integer(input: Tokens<'_>) -> Parsed<'_, Expr> {
     let (rest, minus) = opt(punct('-', "an integer")).parse(input)?;
     match rest {
-        [Token { kind: TokenKind::Int(value), span, .. }, rest @ ..] => {
+        [
+            Token {
+                kind: TokenKind::Int(value),
+                span,
+                ..
+            },
+            rest @ ..,
+        ] => {
             let (value, span) = match minus {
                 Some(sign) => (-value, sign.to(*span)),
                 None => (*value, *span),
             };
-            Ok((rest, Expr { kind: ExprKind::Int(value), span }))
+            Ok((
+                rest,
+                Expr {
+                    kind: ExprKind::Int(value),
+                    span,
+                },
+            ))
         }
         _ => expected(rest, "an integer"),
     }
@@ -127,7 +168,10 @@ where
         let (rest, element) = match element.parse(input) {
             Ok(parsed) => parsed,
             Err(Err::Error(error) | Err::Failure(error)) => {
-                let here = Expected { left: input.len(), what: vec![what] };
+                let here = Expected {
+                    left: input.len(),
+                    what: vec![what],
+                };
                 return Err(Err::Failure(error.or(here)));
             }
             Err(incomplete) => return Err(incomplete),
@@ -152,7 +196,13 @@ where
 fn list(input: Tokens<'_>) -> Parsed<'_, Expr> {
     let (rest, open) = punct('[', "a list").parse(input)?;
     let (rest, (elements, close, _)) = sequence(rest, ']', "']'", expr)?;
-    Ok((rest, Expr { kind: ExprKind::List(elements), span: open.to(close) }))
+    Ok((
+        rest,
+        Expr {
+            kind: ExprKind::List(elements),
+            span: open.to(close),
+        },
+    ))
 }
 
 fn tuple(input: Tokens<'_>) -> Parsed<'_, Expr> {
@@ -164,7 +214,13 @@ fn tuple(input: Tokens<'_>) -> Parsed<'_, Expr> {
         let kind = elements.remove(0).kind;
         return Ok((rest, Expr { kind, span }));
     }
-    Ok((rest, Expr { kind: ExprKind::Tuple(elements), span }))
+    Ok((
+        rest,
+        Expr {
+            kind: ExprKind::Tuple(elements),
+            span,
+        },
+    ))
 }
 
 fn dict(input: Tokens<'_>) -> Parsed<'_, Expr> {
@@ -172,11 +228,18 @@ fn dict(input: Tokens<'_>) -> Parsed<'_, Expr> {
     let entry = (string, cut(punct(':', "':'")), cut(expr));
     let (rest, (entries, close, _)) =
         sequence(rest, '}', "'}'", map(entry, |(key, _, value)| (key, value)))?;
-    Ok((rest, Expr { kind: ExprKind::Dict(entries), span: open.to(close) }))
+    Ok((
+        rest,
+        Expr {
+            kind: ExprKind::Dict(entries),
+            span: open.to(close),
+        },
+    ))
 }
 
 enum Argument {
-    Positional(Expr),
+    /// With how many tokens were left at its start, for a message.
+    Positional(Expr, usize),
     Keyword(Name, Expr),
 }
 
@@ -184,7 +247,7 @@ fn argument(input: Tokens<'_>) -> Parsed<'_, Argument> {
     let keyword = (name, punct('=', "'='"), cut(expr));
     alt((
         map(keyword, |(name, _, value)| Argument::Keyword(name, value)),
-        map(expr, Argument::Positional),
+        map(expr, |value| Argument::Positional(value, input.len())),
     ))
     .parse(input)
 }
@@ -193,13 +256,17 @@ fn argument(input: Tokens<'_>) -> Parsed<'_, Argument> {
 pub(super) fn call_arguments(callee: Name, input: Tokens<'_>) -> Parsed<'_, (Call, Span)> {
     let (rest, (arguments, close, _)) = sequence(input, ')', "')'", argument)?;
     let span = callee.span.to(close);
-    let mut call = Call { callee, args: Vec::new(), keywords: Vec::new() };
+    let mut call = Call {
+        callee,
+        args: Vec::new(),
+        keywords: Vec::new(),
+    };
     for argument in arguments {
         match argument {
-            Argument::Positional(value) if call.keywords.is_empty() => call.args.push(value),
-            Argument::Positional(_) => {
+            Argument::Positional(value, _) if call.keywords.is_empty() => call.args.push(value),
+            Argument::Positional(_, left) => {
                 let what = vec!["keyword arguments only behind the first one"];
-                return Err(Err::Failure(Expected { left: rest.len() + 1, what }));
+                return Err(Err::Failure(Expected { left, what }));
             }
             Argument::Keyword(name, value) => call.keywords.push((name, value)),
         }
@@ -211,7 +278,13 @@ fn name_or_call(input: Tokens<'_>) -> Parsed<'_, Expr> {
     let (rest, name) = name(input)?;
     if let Ok((inside, _)) = punct('(', "'('").parse(rest) {
         let (rest, (call, span)) = call_arguments(name, inside)?;
-        return Ok((rest, Expr { kind: ExprKind::Call(call), span }));
+        return Ok((
+            rest,
+            Expr {
+                kind: ExprKind::Call(call),
+                span,
+            },
+        ));
     }
     let kind = match name.text.as_str() {
         "None" => ExprKind::None,
@@ -219,17 +292,28 @@ fn name_or_call(input: Tokens<'_>) -> Parsed<'_, Expr> {
         "False" => ExprKind::Bool(false),
         _ => ExprKind::Name(name.text),
     };
-    Ok((rest, Expr { kind, span: name.span }))
+    Ok((
+        rest,
+        Expr {
+            kind,
+            span: name.span,
+        },
+    ))
 }
 
 /// Any expression. The lexer bounds how deep it can nest.
 pub(super) fn expr(input: Tokens<'_>) -> Parsed<'_, Expr> {
-    alt((name_or_call, string, integer, tuple, list, dict)).parse(input).map_err(|error| {
-        error.map(|error| {
-            if error.left == input.len() {
-                return Expected { what: vec!["a value"], ..error };
-            }
-            error
+    alt((name_or_call, string, integer, tuple, list, dict))
+        .parse(input)
+        .map_err(|error| {
+            error.map(|error| {
+                if error.left == input.len() {
+                    return Expected {
+                        what: vec!["a value"],
+                        ..error
+                    };
+                }
+                error
+            })
         })
-    })
 }

@@ -57,7 +57,10 @@ pub(super) fn lex(source: &str) -> Lexed {
         let start = source.len() - rest.len();
         let (after, element) = element(rest).unwrap_or_else(|_| {
             let width = rest.chars().next().map_or(1, char::len_utf8);
-            (&rest[width..], Element::Wrong("unexpected character", "a name, a string or a number"))
+            (
+                &rest[width..],
+                Element::Wrong("unexpected character", "a name, a string or a number"),
+            )
         });
         let span = Span::new(start, source.len() - after.len());
         rest = after;
@@ -77,7 +80,9 @@ pub(super) fn lex(source: &str) -> Lexed {
             }
             Element::Token(kind) => kind,
             Element::Wrong(message, expected) => {
-                lexed.diagnostics.push(Diagnostic::new(span, message).expected(expected));
+                lexed
+                    .diagnostics
+                    .push(Diagnostic::new(span, message).expected(expected));
                 TokenKind::Bad
             }
         };
@@ -90,10 +95,20 @@ pub(super) fn lex(source: &str) -> Lexed {
             let message = format!("brackets are nested more than {NESTING_LIMIT} deep");
             lexed.diagnostics.push(Diagnostic::new(span, message));
             // What follows cannot be parsed without the stack that the limit is there to save.
-            lexed.tokens.push(Token { kind: TokenKind::Bad, span, starts_line, first_column });
+            lexed.tokens.push(Token {
+                kind: TokenKind::Bad,
+                span,
+                starts_line,
+                first_column,
+            });
             break;
         }
-        lexed.tokens.push(Token { kind, span, starts_line, first_column });
+        lexed.tokens.push(Token {
+            kind,
+            span,
+            starts_line,
+            first_column,
+        });
         starts_line = false;
         first_column = false;
     }
@@ -102,14 +117,23 @@ pub(super) fn lex(source: &str) -> Lexed {
 
 fn element(input: &str) -> IResult<&str, Element> {
     alt((
-        map(take_while1(|c| matches!(c, ' ' | '\t' | '\r' | '\x0c')), |_| Element::Blank),
-        map((char('\\'), opt(char('\r')), char('\n')), |_| Element::Blank),
+        map(
+            take_while1(|c| matches!(c, ' ' | '\t' | '\r' | '\x0c')),
+            |_| Element::Blank,
+        ),
+        map((char('\\'), opt(char('\r')), char('\n')), |_| {
+            Element::Blank
+        }),
         map(char('\n'), |_| Element::Newline),
         map((char('#'), take_while(|c| c != '\n')), |_| Element::Comment),
         string,
         number,
-        map(name, |text| Element::Token(TokenKind::Name(text.to_owned()))),
-        map(satisfy(|c| "()[]{},=:-".contains(c)), |c| Element::Token(TokenKind::Punct(c))),
+        map(name, |text| {
+            Element::Token(TokenKind::Name(text.to_owned()))
+        }),
+        map(satisfy(|c| "()[]{},=:-".contains(c)), |c| {
+            Element::Token(TokenKind::Punct(c))
+        }),
     ))
     .parse(input)
 }
@@ -123,9 +147,11 @@ fn name(input: &str) -> IResult<&str, &str> {
 }
 
 fn number(input: &str) -> IResult<&str, Element> {
-    let (rest, digits) =
-        preceded(peek(satisfy(|c| c.is_ascii_digit())), take_while1(is_number_character))
-            .parse(input)?;
+    let (rest, digits) = preceded(
+        peek(satisfy(|c| c.is_ascii_digit())),
+        take_while1(is_number_character),
+    )
+    .parse(input)?;
     let parsed = match digits.get(..2).map(str::to_ascii_lowercase).as_deref() {
         Some("0x") => i64::from_str_radix(&digits[2..], 16),
         Some("0o") => i64::from_str_radix(&digits[2..], 8),
@@ -135,7 +161,10 @@ fn number(input: &str) -> IResult<&str, Element> {
     Ok((
         rest,
         parsed.map_or(
-            Element::Wrong("malformed number", "a decimal or hexadecimal integer of 64 bits"),
+            Element::Wrong(
+                "malformed number",
+                "a decimal or hexadecimal integer of 64 bits",
+            ),
             |value| Element::Token(TokenKind::Int(value)),
         ),
     ))
@@ -163,7 +192,8 @@ fn string(input: &str) -> IResult<&str, Element> {
             };
             return Ok((rest, Element::Wrong("unterminated string", expected)));
         }
-        let (after, piece) = alt((escape, map(nom::character::complete::anychar, Some))).parse(rest)?;
+        let (after, piece) =
+            alt((escape, map(nom::character::complete::anychar, Some))).parse(rest)?;
         text.extend(piece);
         rest = after;
     }
@@ -179,7 +209,9 @@ fn escape(input: &str) -> IResult<&str, Option<char>> {
         map(char('t'), |_| Some('\t')),
         map(char('r'), |_| Some('\r')),
         map(satisfy(|c| "\\'\"".contains(c)), Some),
-        map(not(satisfy(|c| "\n\r\\'\"ntr".contains(c))), |()| Some('\\')),
+        map(not(satisfy(|c| "\n\r\\'\"ntr".contains(c))), |()| {
+            Some('\\')
+        }),
     ))
     .parse(rest)
 }

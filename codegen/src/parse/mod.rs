@@ -16,7 +16,13 @@ pub const NESTING_LIMIT: usize = 48;
 pub(crate) fn parse(source: &str) -> (ast::File, Vec<Diagnostic>) {
     let lexed = lexer::lex(source);
     let mut diagnostics = lexed.diagnostics;
-    let statements = statement::statements(&lexed.tokens, source.len(), &mut diagnostics);
+    let statements = statement::statements(&lexed.tokens, &mut diagnostics);
     let comments = comments::Comments::new(source, &lexed.comments, &lexed.tokens);
-    (ast::File { statements, comments }, diagnostics)
+    (
+        ast::File {
+            statements,
+            comments,
+        },
+        diagnostics,
+    )
 }

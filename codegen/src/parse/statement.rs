@@ -9,11 +9,7 @@ use super::lexer::{Token, TokenKind};
 use crate::diagnostic::{Diagnostic, Span};
 
 /// All statements that can be parsed; an error for each that cannot.
-pub(super) fn statements(
-    tokens: &[Token],
-    source_len: usize,
-    diagnostics: &mut Vec<Diagnostic>,
-) -> Vec<Statement> {
+pub(super) fn statements(tokens: &[Token], diagnostics: &mut Vec<Diagnostic>) -> Vec<Statement> {
     let mut statements = Vec::new();
     let mut input = tokens;
     while !input.is_empty() {
@@ -23,7 +19,17 @@ pub(super) fn statements(
                 input = rest;
             }
             Err(Err::Error(error) | Err::Failure(error)) => {
-                diagnostics.extend(describe(tokens, &error, source_len));
+                diagnostics.extend(describe(tokens, &error));
+                if let [first, second, ..] = input
+                    && let TokenKind::Name(text) = &first.kind
+                    && second.kind == TokenKind::Punct('=')
+                {
+                    let name = Name {
+                        text: text.clone(),
+                        span: first.span,
+                    };
+                    statements.push(Statement::Broken { name });
+                }
                 input = recover(&input[1..]);
             }
             Err(Err::Incomplete(_)) => break,
@@ -50,10 +56,17 @@ fn recover(mut input: Tokens<'_>) -> Tokens<'_> {
     }
 }
 
-fn describe(tokens: &[Token], error: &Expected, source_len: usize) -> Option<Diagnostic> {
-    let found = tokens.len().checked_sub(error.left).and_then(|at| tokens.get(at));
+fn describe(tokens: &[Token], error: &Expected) -> Option<Diagnostic> {
+    let found = tokens
+        .len()
+        .checked_sub(error.left)
+        .and_then(|at| tokens.get(at));
     let (span, what) = match found {
-        None => (Span::new(source_len, source_len), "the end of the file".to_owned()),
+        // Behind the last token is where something is missing, not behind the last comment.
+        None => {
+            let end = tokens.last().map_or(0, |token| token.span.end);
+            (Span::new(end, end), "the end of the file".to_owned())
+        }
         Some(Token { kind, span, .. }) => {
             let what = match kind {
                 // The lexer has reported it.
@@ -74,7 +87,10 @@ fn describe(tokens: &[Token], error: &Expected, source_len: usize) -> Option<Dia
 }
 
 fn fail<'t, T>(input: Tokens<'t>, what: &'static str) -> Parsed<'t, T> {
-    Err(Err::Failure(Expected { left: input.len(), what: vec![what] }))
+    Err(Err::Failure(Expected {
+        left: input.len(),
+        what: vec![what],
+    }))
 }
 
 /// A line end separates statements, so nothing outside of brackets may continue behind one.
@@ -89,7 +105,11 @@ fn complete_statement(input: Tokens<'_>) -> Parsed<'_, Statement> {
     if let [token, ..] = input
         && !token.first_column
     {
-        let what = if token.starts_line { "a statement in the first column" } else { "a line end" };
+        let what = if token.starts_line {
+            "a statement in the first column"
+        } else {
+            "a line end"
+        };
         return fail(input, what);
     }
     let (rest, statement) = statement(input)?;
@@ -114,7 +134,13 @@ fn statement(input: Tokens<'_>) -> Parsed<'_, Statement> {
     if let Ok((inside, _)) = punct('(', "'('").parse(rest) {
         let start = *span;
         let (rest, (call, end)) = call_arguments(name, inside)?;
-        return Ok((rest, Statement::Directive { call, span: start.to(end) }));
+        return Ok((
+            rest,
+            Statement::Directive {
+                call,
+                span: start.to(end),
+            },
+        ));
     }
     let Ok((rest, _)) = punct('=', "'='").parse(rest) else {
         return fail(rest, "'=' or '('");

@@ -31,7 +31,12 @@ impl Context<'_> {
         literal(expression)
             .or_else(|| self.enumerator(expression))
             .or_else(|| self.options.constants.get(expression).copied())
-            .or_else(|| KNOWN.iter().find(|(name, _)| *name == expression).map(|(_, value)| *value))
+            .or_else(|| {
+                KNOWN
+                    .iter()
+                    .find(|(name, _)| *name == expression)
+                    .map(|(_, value)| *value)
+            })
             .ok_or_else(|| EmitError::UnknownConstant {
                 constant: expression.to_owned(),
                 place: place.to_owned(),
@@ -51,13 +56,22 @@ impl Context<'_> {
 
 /// An integer as C writes it, also in parentheses or complemented.
 fn literal(text: &str) -> Option<i128> {
-    if let Some(inner) = text.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')) {
+    if let Some(inner) = text
+        .strip_prefix('(')
+        .and_then(|rest| rest.strip_suffix(')'))
+    {
         return literal(inner.trim());
     }
     if let Some(inner) = text.strip_prefix('~') {
-        let all = if inner.to_ascii_uppercase().contains('L') { u64::MAX } else { u32::MAX.into() };
+        let all = if inner.to_ascii_uppercase().contains('L') {
+            u64::MAX
+        } else {
+            u32::MAX.into()
+        };
         // Without the suffix it would be signed.
-        let unsigned = inner.ends_with(['u', 'U', 'l', 'L']).then_some(i128::from(all))?;
+        let unsigned = inner
+            .ends_with(['u', 'U', 'l', 'L'])
+            .then_some(i128::from(all))?;
         return literal(inner).map(|value| unsigned - value);
     }
     match text {
@@ -70,7 +84,10 @@ fn literal(text: &str) -> Option<i128> {
         None => (false, text),
     };
     let digits = digits.trim_end_matches(['u', 'U', 'l', 'L']);
-    let value = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+    let value = match digits
+        .strip_prefix("0x")
+        .or_else(|| digits.strip_prefix("0X"))
+    {
         Some(hexadecimal) => i128::from(u64::from_str_radix(hexadecimal, 16).ok()?),
         None => i128::from(digits.parse::<u64>().ok()?),
     };

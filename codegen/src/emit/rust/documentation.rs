@@ -7,7 +7,11 @@ use quote::quote;
 pub(super) fn docs(comment: Option<&String>, fallback: &str) -> TokenStream {
     let text = comment.map_or_else(|| fallback.to_owned(), |comment| escape(comment));
     let lines = text.lines().map(|line| {
-        let line = if line.is_empty() { String::new() } else { format!(" {line}") };
+        let line = if line.is_empty() {
+            String::new()
+        } else {
+            format!(" {line}")
+        };
         quote!(#[doc = #line])
     });
     quote!(#(#lines)*)
@@ -27,7 +31,11 @@ fn escape(comment: &str) -> String {
             escaped.push(c);
         }
         // An unpaired backquote would swallow what follows.
-        if code { escaped.replace('`', "\\`") } else { escaped }
+        if code {
+            escaped.replace('`', "\\`")
+        } else {
+            escaped
+        }
     });
     lines.collect::<Vec<_>>().join("\n")
 }

@@ -19,14 +19,27 @@ pub(super) fn emit(
     let c_name = ty.display_name();
     let type_docs = docs(ty.docs.as_ref(), &format!("libxl's `{c_name}`."));
     let first = context.first_value(ty, values)?.map(|value| value.value);
-    let variants: Vec<_> = values.iter().map(|value| ident(&camel_case(&value.name))).collect();
-    let texts: Vec<_> = values.iter().map(|value| value.name.to_lowercase()).collect();
-    let numbers: Vec<_> = values.iter().map(|value| Literal::i64_unsuffixed(value.value)).collect();
-    let declared = values.iter().zip(&variants).zip(&numbers).map(|((value, variant), number)| {
-        let docs = docs(value.docs.as_ref(), &format!("`{}`", value.c_name));
-        let default = (first == Some(value.value)).then(|| quote!(#[default]));
-        quote!(#docs #default #variant = #number)
-    });
+    let variants: Vec<_> = values
+        .iter()
+        .map(|value| ident(&camel_case(&value.name)))
+        .collect();
+    let texts: Vec<_> = values
+        .iter()
+        .map(|value| value.name.to_lowercase())
+        .collect();
+    let numbers: Vec<_> = values
+        .iter()
+        .map(|value| Literal::i64_unsuffixed(value.value))
+        .collect();
+    let declared = values
+        .iter()
+        .zip(&variants)
+        .zip(&numbers)
+        .map(|((value, variant), number)| {
+            let docs = docs(value.docs.as_ref(), &format!("`{}`", value.c_name));
+            let default = (first == Some(value.value)).then(|| quote!(#[default]));
+            quote!(#docs #default #variant = #number)
+        });
     let default = first.map(|_| quote!(, Default));
     let expecting = format!("the name of a `{c_name}`");
     Ok(quote! {

@@ -16,7 +16,9 @@ pub(super) fn emit(context: &Context<'_>) -> Result<TokenStream, EmitError> {
             TypeKind::Struct { fields } => structure(context, id, fields)?,
             TypeKind::KeyedUnion { members, .. } => {
                 let members = members.iter().filter_map(|member| {
-                    member.ty.map(|ty| (member.name.as_str(), ty, member.docs.as_ref()))
+                    member
+                        .ty
+                        .map(|ty| (member.name.as_str(), ty, member.docs.as_ref()))
                 });
                 union(context, id, members)?
             }
@@ -45,7 +47,11 @@ fn enumeration(context: &Context<'_>, id: TypeId, values: &[Enumerator]) -> Toke
     let type_docs = docs(ty.docs.as_ref(), &format!("`{name}`"));
     // The compilers make it signed if a value is negative, else unsigned.
     let signed = values.iter().any(|value| value.value < 0);
-    let integer = if signed { ident("c_int") } else { ident("c_uint") };
+    let integer = if signed {
+        ident("c_int")
+    } else {
+        ident("c_uint")
+    };
     let constants = values.iter().map(|value| {
         let docs = docs(value.docs.as_ref(), &format!("`{}`", value.c_name));
         let constant = ident(&value.c_name);

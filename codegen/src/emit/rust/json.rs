@@ -38,7 +38,11 @@ pub(super) fn emit(
     }
     // Without fields nothing is put into the map, or taken from it.
     let mutable = (!writers.is_empty()).then(|| quote!(mut));
-    let object = if readers.is_empty() { quote!(_object) } else { quote!(object) };
+    let object = if readers.is_empty() {
+        quote!(_object)
+    } else {
+        quote!(object)
+    };
     Ok(quote! {
         impl ::serde::Serialize for #name {
             fn serialize<S: ::serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -137,7 +141,11 @@ fn reader(context: &Context<'_>, field: &Field) -> Result<TokenStream, EmitError
     let name = ident(&field.name);
     let key = &field.name;
     let kinds = kinds(context, field);
-    let value = if context.is_optional(field.ty)? { quote!(Some(value)) } else { quote!(value) };
+    let value = if context.is_optional(field.ty)? {
+        quote!(Some(value))
+    } else {
+        quote!(value)
+    };
     Ok(quote! {
         if let Some(value) = object.get(#key, #kinds)? {
             this.#name = #value;
@@ -148,7 +156,11 @@ fn reader(context: &Context<'_>, field: &Field) -> Result<TokenStream, EmitError
 /// The kinds of JSON values that libxl takes for a field, from the C expression in the model.
 fn kinds(context: &Context<'_>, field: &Field) -> TokenStream {
     let builtin = &context.builtin;
-    let expression = context.model[field.ty].json.parse_type.as_deref().unwrap_or("JSON_ANY");
+    let expression = context.model[field.ty]
+        .json
+        .parse_type
+        .as_deref()
+        .unwrap_or("JSON_ANY");
     let kinds = expression.split('|').map(|kind| match kind.trim() {
         "JSON_NULL" => quote!(#builtin::json::Kinds::NULL),
         "JSON_BOOL" => quote!(#builtin::json::Kinds::BOOL),
@@ -184,10 +196,10 @@ fn keyed_union(
         let json_key = format!("{}.{}", key.name, member.name);
         if member.ty.is_some() {
             let entry = entry(&json_key, &quote!(value));
-            arms.push(quote!(#ty::#variant(value) => { #entry }));
+            arms.push((quote!(#ty::#variant(value)), entry));
         } else {
             let entry = entry(&json_key, &quote!(&#builtin::json::EmptyMap));
-            arms.push(quote!(#ty::#variant => { #entry }));
+            arms.push((quote!(#ty::#variant), entry));
         }
     }
     // A value without a member leaves no trace in JSON.
@@ -214,10 +226,21 @@ fn keyed_union(
             }
         })
     });
-    let one_of = members.iter().map(|member| format!("{}.{}", key.name, member.name));
+    let one_of = members
+        .iter()
+        .map(|member| format!("{}.{}", key.name, member.name));
     let reader = quote! {
         object.at_most_one_of(&[#(#one_of),*])?;
         #(#readers)*
     };
-    Ok((quote!(match &self.#name { #(#arms)* #rest }), reader))
+    let writer = match (arms.as_slice(), &rest) {
+        ([(pattern, entry)], Some(_)) => quote!(if let #pattern = &self.#name { #entry }),
+        _ => {
+            let arms = arms
+                .iter()
+                .map(|(pattern, entry)| quote!(#pattern => { #entry }));
+            quote!(match &self.#name { #(#arms)* #rest })
+        }
+    };
+    Ok((writer, reader))
 }

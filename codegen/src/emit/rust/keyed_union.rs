@@ -24,7 +24,9 @@ pub(super) fn variants<'m>(
         TypeKind::Enumeration { values, .. } => values
             .iter()
             .map(|value| {
-                let member = members.iter().find(|member| member.enumerator == value.c_name);
+                let member = members
+                    .iter()
+                    .find(|member| member.enumerator == value.c_name);
                 Variant { value, member }
             })
             .collect(),
@@ -39,12 +41,16 @@ pub(super) fn first_value<'m>(
     key: &Field,
 ) -> Result<Option<&'m Enumerator>, EmitError> {
     let ty = &context.model[key.ty];
-    let TypeKind::Enumeration { values, .. } = &ty.kind else { return Ok(None) };
+    let TypeKind::Enumeration { values, .. } = &ty.kind else {
+        return Ok(None);
+    };
     match &key.init_val {
         None => context.first_value(ty, values),
         Some(expression) => {
             let number = context.constant(expression, &format!("{place}.{}", key.name))?;
-            Ok(values.iter().find(|value| i128::from(value.value) == number))
+            Ok(values
+                .iter()
+                .find(|value| i128::from(value.value) == number))
         }
     }
 }
@@ -67,26 +73,27 @@ pub(super) fn emit(
     let mut from_keys = Vec::new();
     for Variant { value, member } in variants(context, key, members) {
         let variant = ident(&camel_case(&value.name));
-        let comment = member.and_then(|member| member.docs.as_ref()).or(value.docs.as_ref());
+        let comment = member
+            .and_then(|member| member.docs.as_ref())
+            .or(value.docs.as_ref());
         let docs = docs(comment, &format!("`{}`", value.c_name));
         let is_first = first.is_some_and(|first| first.c_name == value.c_name);
-        match member.and_then(|member| member.ty) {
-            Some(payload) => {
-                let payload = context.safe_type(payload)?;
-                declared.push(quote!(#docs #variant(#payload)));
-                keys.push(quote!(Self::#variant(_) => Some(#key_type::#variant)));
-                from_keys.push(quote!(#key_type::#variant => Self::#variant(Default::default())));
-            }
-            None => {
-                let default = is_first.then(|| quote!(#[default]));
-                declared.push(quote!(#docs #default #variant));
-                keys.push(quote!(Self::#variant => Some(#key_type::#variant)));
-                from_keys.push(quote!(#key_type::#variant => Self::#variant));
-            }
+        if let Some(payload) = member.and_then(|member| member.ty) {
+            let payload = context.safe_type(payload)?;
+            declared.push(quote!(#docs #variant(#payload)));
+            keys.push(quote!(Self::#variant(_) => Some(#key_type::#variant)));
+            from_keys.push(quote!(#key_type::#variant => Self::#variant(Default::default())));
+        } else {
+            let default = is_first.then(|| quote!(#[default]));
+            declared.push(quote!(#docs #default #variant));
+            keys.push(quote!(Self::#variant => Some(#key_type::#variant)));
+            from_keys.push(quote!(#key_type::#variant => Self::#variant));
         }
     }
     let payload_first = first.filter(|first| {
-        members.iter().any(|member| member.enumerator == first.c_name && member.ty.is_some())
+        members
+            .iter()
+            .any(|member| member.enumerator == first.c_name && member.ty.is_some())
     });
     let derived = payload_first.is_none().then(|| quote!(, Default));
     let default = payload_first.map(|first| {

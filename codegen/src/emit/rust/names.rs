@@ -16,7 +16,11 @@ pub(super) struct Names {
 
 impl Names {
     pub(super) fn new(model: &Model) -> Result<Self, EmitError> {
-        let mut this = Self { order: Vec::new(), safe: HashMap::new(), ffi: HashMap::new() };
+        let mut this = Self {
+            order: Vec::new(),
+            safe: HashMap::new(),
+            ffi: HashMap::new(),
+        };
         for &id in &model.definitions {
             let ty = &model[id];
             if let (false, Some(raw), Some(c_name)) = (ty.is_builtin(), &ty.raw_name, &ty.c_name) {
@@ -71,7 +75,11 @@ fn nested(ty: &Type) -> Vec<(&str, TypeId)> {
             .iter()
             .filter_map(|member| member.ty.map(|ty| (member.name.as_str(), ty)))
             .collect(),
-        _ => ty.fields().iter().map(|field| (field.name.as_str(), field.ty)).collect(),
+        _ => ty
+            .fields()
+            .iter()
+            .map(|field| (field.name.as_str(), field.ty))
+            .collect(),
     }
 }
 
@@ -82,7 +90,10 @@ pub(super) fn camel_case(name: &str) -> String {
         .filter_map(|word| {
             let mut characters = word.chars();
             characters.next().map(|first| {
-                first.to_uppercase().chain(characters.flat_map(char::to_lowercase)).collect::<String>()
+                first
+                    .to_uppercase()
+                    .chain(characters.flat_map(char::to_lowercase))
+                    .collect::<String>()
             })
         })
         .collect();

@@ -17,7 +17,10 @@ pub(super) fn emit(
 ) -> Result<TokenStream, EmitError> {
     let ty = &context.model[id];
     let name = context.names.safe(id);
-    let c_name = ty.c_name.clone().unwrap_or_else(|| context.names.ffi(id).to_string());
+    let c_name = ty
+        .c_name
+        .clone()
+        .unwrap_or_else(|| context.names.ffi(id).to_string());
     let type_docs = docs(ty.docs.as_ref(), &format!("libxl's `{c_name}`."));
     let mut declared = Vec::new();
     let mut starts = Vec::new();

@@ -21,14 +21,42 @@ pub(super) enum Shape {
 /// The builtin types by C name: shape, and C mirror.
 const BUILTINS: &[(&str, Shape, &str)] = &[
     ("bool", Shape::Bool, "bool"),
-    ("int", Shape::Integer("i32", i32::MIN as i128, i32::MAX as i128), "::core::ffi::c_int"),
-    ("size_t", Shape::Integer("usize", 0, u64::MAX as i128), "usize"),
+    (
+        "int",
+        Shape::Integer("i32", i32::MIN as i128, i32::MAX as i128),
+        "::core::ffi::c_int",
+    ),
+    (
+        "size_t",
+        Shape::Integer("usize", 0, u64::MAX as i128),
+        "usize",
+    ),
     ("uint8_t", Shape::Integer("u8", 0, u8::MAX as i128), "u8"),
-    ("uint16_t", Shape::Integer("u16", 0, u16::MAX as i128), "u16"),
-    ("uint32_t", Shape::Integer("u32", 0, u32::MAX as i128), "u32"),
-    ("uint64_t", Shape::Integer("u64", 0, u64::MAX as i128), "u64"),
-    ("char *", Shape::Builtin("CText"), "*mut ::core::ffi::c_char"),
-    ("libxl_domid", Shape::Integer("u32", 0, u32::MAX as i128), "u32"),
+    (
+        "uint16_t",
+        Shape::Integer("u16", 0, u16::MAX as i128),
+        "u16",
+    ),
+    (
+        "uint32_t",
+        Shape::Integer("u32", 0, u32::MAX as i128),
+        "u32",
+    ),
+    (
+        "uint64_t",
+        Shape::Integer("u64", 0, u64::MAX as i128),
+        "u64",
+    ),
+    (
+        "char *",
+        Shape::Builtin("CText"),
+        "*mut ::core::ffi::c_char",
+    ),
+    (
+        "libxl_domid",
+        Shape::Integer("u32", 0, u32::MAX as i128),
+        "u32",
+    ),
     (
         "libxl_devid",
         Shape::Integer("i32", i32::MIN as i128, i32::MAX as i128),
@@ -38,7 +66,11 @@ const BUILTINS: &[(&str, Shape, &str)] = &[
     ("libxl_uuid", Shape::Builtin("Uuid"), ""),
     ("libxl_mac", Shape::Builtin("Mac"), ""),
     ("libxl_bitmap", Shape::Builtin("Bitmap"), ""),
-    ("libxl_cpuid_policy_list", Shape::Builtin("CpuidPolicyList"), ""),
+    (
+        "libxl_cpuid_policy_list",
+        Shape::Builtin("CpuidPolicyList"),
+        "",
+    ),
     ("libxl_string_list", Shape::Builtin("StringList"), ""),
     ("libxl_key_value_list", Shape::Builtin("KeyValueList"), ""),
     ("libxl_hwcap", Shape::Builtin("Hwcap"), ""),
@@ -46,8 +78,10 @@ const BUILTINS: &[(&str, Shape, &str)] = &[
 ];
 
 /// Types that only have a C mirror; where they occur they must be private.
-const OPAQUE: &[(&str, &str)] =
-    &[("void *", "*mut ::core::ffi::c_void"), ("libxl_ev_link", "libxl_ev_link")];
+const OPAQUE: &[(&str, &str)] = &[
+    ("void *", "*mut ::core::ffi::c_void"),
+    ("libxl_ev_link", "libxl_ev_link"),
+];
 
 /// What a value starts as.
 #[derive(Clone, Debug)]
@@ -119,7 +153,11 @@ impl Context<'_> {
     /// The safe type of a field. An enumeration that C starts outside of its values is optional.
     pub(super) fn field_type(&self, field: &Field) -> Result<TokenStream, EmitError> {
         let ty = self.safe_type(field.ty)?;
-        if self.is_optional(field.ty)? { Ok(quote!(Option<#ty>)) } else { Ok(ty) }
+        if self.is_optional(field.ty)? {
+            Ok(quote!(Option<#ty>))
+        } else {
+            Ok(ty)
+        }
     }
 
     /// The type is an enumeration of which no value is the one that C starts with.
@@ -151,9 +189,13 @@ impl Context<'_> {
         let place = format!("{place}.{}", field.name);
         match &ty.kind {
             TypeKind::Enumeration { values, .. } => {
-                let Some(expression) = &field.init_val else { return Ok(Start::Default) };
+                let Some(expression) = &field.init_val else {
+                    return Ok(Start::Default);
+                };
                 let number = self.constant(expression, &place)?;
-                let Some(value) = values.iter().find(|value| i128::from(value.value) == number)
+                let Some(value) = values
+                    .iter()
+                    .find(|value| i128::from(value.value) == number)
                 else {
                     let value = expression.clone();
                     return Err(EmitError::WrongInitialValue { value, place });
@@ -162,16 +204,21 @@ impl Context<'_> {
                 let variant = super::names::ident(&super::names::camel_case(&value.name));
                 let value = quote!(#name::#variant);
                 let optional = self.is_optional(field.ty)?;
-                Ok(Start::Value(if optional { quote!(Some(#value)) } else { value }))
+                Ok(Start::Value(if optional {
+                    quote!(Some(#value))
+                } else {
+                    value
+                }))
             }
             TypeKind::Builtin { .. } => match self.model.init_val(field) {
                 Some(expression) => self.number_start(expression, ty, place),
                 None => Ok(Start::Default),
             },
             _ => match &field.init_val {
-                Some(value) => {
-                    Err(EmitError::WrongInitialValue { value: value.clone(), place })
-                }
+                Some(value) => Err(EmitError::WrongInitialValue {
+                    value: value.clone(),
+                    place,
+                }),
                 None => Ok(Start::Default),
             },
         }
@@ -193,11 +240,16 @@ impl Context<'_> {
                     return Ok(Start::Value(quote!(#name::MAX)));
                 }
                 let digits = Literal::u128_unsuffixed(wrapped.unsigned_abs());
-                Ok(Start::Value(if wrapped < 0 { quote!(-#digits) } else { quote!(#digits) }))
+                Ok(Start::Value(if wrapped < 0 {
+                    quote!(-#digits)
+                } else {
+                    quote!(#digits)
+                }))
             }
-            Shape::Builtin(_) | Shape::Import => {
-                Err(EmitError::WrongInitialValue { value: expression.to_owned(), place })
-            }
+            Shape::Builtin(_) | Shape::Import => Err(EmitError::WrongInitialValue {
+                value: expression.to_owned(),
+                place,
+            }),
         }
     }
 
@@ -223,7 +275,12 @@ impl Context<'_> {
             let path = path(&import.ffi)?;
             return Ok(quote!(#path));
         }
-        let opaque = || OPAQUE.iter().find(|(name, _)| *name == c_name).map(|(_, ffi)| *ffi);
+        let opaque = || {
+            OPAQUE
+                .iter()
+                .find(|(name, _)| *name == c_name)
+                .map(|(_, ffi)| *ffi)
+        };
         let ffi = Self::builtin_entry(ty)
             .map(|(_, ffi)| ffi)
             .or_else(opaque)

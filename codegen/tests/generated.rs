@@ -1,0 +1,187 @@
+//! The recorded Rust outputs compile, and behave like libxl's own C code.
+
+mod imported {
+    //! The types that the recorded outputs import.
+
+    use serde::{Deserialize, Serialize};
+
+    #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+    pub(crate) struct DeviceDisk {
+        pub(crate) vdev: String,
+    }
+
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    #[allow(non_camel_case_types)]
+    pub(crate) struct libxl_device_disk(u64);
+}
+
+#[allow(unreachable_pub, private_interfaces, dead_code, clippy::pedantic)]
+mod features {
+    include!("golden/features.rs");
+}
+
+#[allow(unreachable_pub, private_interfaces, dead_code, clippy::pedantic)]
+mod ext {
+    include!("golden/libxl_ext_types.rs");
+}
+
+use ext::{DiskSnapshot, DomainSnapshot, SnapshotRevert};
+use features::{Colour, Everything, EverythingU, EverythingUHvm, EverythingV, Point, Signal};
+use libxl_idl_builtin::{Bitmap, Defbool};
+use serde_json::{Value, json};
+
+fn print<T: serde::Serialize>(value: &T) -> Value {
+    serde_json::to_value(value).expect("it can be printed")
+}
+
+fn parse<T: serde::de::DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).expect("it can be parsed")
+}
+
+/// What is always printed of `Everything`.
+fn always() -> Value {
+    json!({ "disk": { "vdev": "" }, "nested": { "deep": {} }, "kind.invalid": {} })
+}
+
+#[test]
+fn defaults_are_those_of_the_idl() {
+    let everything = Everything::default();
+    assert_eq!(everything.devid, -1);
+    assert_eq!(everything.memory, u64::MAX);
+    assert_eq!(everything.retries, 3);
+    assert_eq!(everything.colour, Colour::Unknown);
+    assert_eq!(everything.signal, None);
+    assert_eq!(everything.u, EverythingU::Invalid);
+    assert_eq!(everything.v, EverythingV::Unset);
+    assert_eq!(Point::default(), Point { x: -1, y: 0 });
+}
+
+#[test]
+fn fields_with_their_default_are_not_printed() {
+    assert_eq!(print(&Everything::default()), always());
+}
+
+#[test]
+fn other_fields_are_printed_in_their_order() {
+    let everything = Everything {
+        name: Some(String::new()),
+        r#type: true,
+        enabled: Defbool::False,
+        enabled_new: Defbool::True,
+        devid: 0,
+        memory: 0,
+        size: 1,
+        retries: 0,
+        cpus: Bitmap::from_iter([5, 1]),
+        colour: Colour::Red,
+        colours: vec![Colour::Unknown, Colour::Red],
+        signal: Some(Signal::Return),
+        points: vec![Point::default(), Point { x: 0, y: 1 }],
+        u: EverythingU::Hvm(EverythingUHvm {
+            firmware: None,
+            at: Point { x: -1, y: 2 },
+        }),
+        v: EverythingV::Return,
+        ..Everything::default()
+    };
+    let text = serde_json::to_string(&everything).expect("it can be printed");
+    let expected = concat!(
+        r#"{"name":"","type":true,"enabled":"False","enabled_new":"True","devid":0,"memory":0,"#,
+        r#""size":1,"retries":0,"cpus":[1,5],"colour":"red","colours":["unknown","red"],"#,
+        r#""signal":"return","points":[{},{"x":0,"y":1}],"disk":{"vdev":""},"#,
+        r#""nested":{"deep":{}},"kind.hvm":{"at":{"y":2}}}"#
+    );
+    assert_eq!(text, expected);
+    let again: Everything = serde_json::from_str(&text).expect("it can be parsed");
+    // The key `return` has no member, so it leaves no trace.
+    assert_eq!(
+        again,
+        Everything {
+            v: EverythingV::Unset,
+            ..everything
+        }
+    );
+}
+
+#[test]
+fn values_of_an_unexpected_kind_count_as_absent() {
+    let odd = json!({
+        "name": 5, "type": "yes", "devid": 1.5, "cpus": {}, "points": 3, "nested": [], "kind.hvm": 1,
+        "unknown": null,
+    });
+    assert_eq!(parse::<Everything>(odd), Everything::default());
+    assert_eq!(parse::<Point>(json!([1, 2])), Point::default());
+}
+
+#[test]
+fn wrong_values_of_the_expected_kind_are_errors() {
+    for wrong in [
+        json!({ "colour": "green" }),
+        json!({ "retries": 65536 }),
+        json!({ "enabled": "maybe" }),
+        json!({ "points": [{ "x": 2_147_483_648_u64 }] }),
+        json!({ "kind.hvm": {}, "kind.pv": {} }),
+    ] {
+        assert!(
+            serde_json::from_value::<Everything>(wrong.clone()).is_err(),
+            "{wrong}"
+        );
+    }
+    let deep = json!({ "nested": { "deep": { "deeper": -1 } } });
+    let error = serde_json::from_value::<Everything>(deep).expect_err("it is negative");
+    assert!(
+        error.to_string().starts_with("nested: deep: deeper: "),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_first_of_repeated_keys_counts() {
+    let point: Point = serde_json::from_str(r#"{"x": 1, "x": 2}"#).expect("it can be parsed");
+    assert_eq!(point.x, 1);
+}
+
+#[test]
+fn enumerations_are_found_by_name_and_number() {
+    assert_eq!("RED".parse(), Ok(Colour::Red));
+    assert_eq!(Colour::try_from(1), Ok(Colour::Red));
+    assert_eq!(Colour::Red.to_string(), "red");
+    let error = "pink".parse::<Colour>().expect_err("no such colour");
+    assert_eq!(error.to_string(), "`pink` is no libxl_colour");
+    let error = Colour::try_from(7).expect_err("no such colour");
+    assert_eq!(error.to_string(), "7 is no libxl_colour");
+    assert_eq!(parse::<Colour>(json!("Red")), Colour::Red);
+}
+
+#[test]
+fn unions_know_their_key() {
+    let union = EverythingU::from_key(features::GuestKind::Hvm);
+    assert_eq!(union.key(), Some(features::GuestKind::Hvm));
+    assert_eq!(EverythingV::Unset.key(), None);
+}
+
+#[test]
+fn snapshots_survive_json() {
+    let snapshot = DomainSnapshot {
+        name: Some("before".to_owned()),
+        creation_time: 1_700_000_000,
+        memory: true,
+        disks: vec![DiskSnapshot {
+            external: true,
+            ..DiskSnapshot::default()
+        }],
+        ..DomainSnapshot::default()
+    };
+    let printed = print(&snapshot);
+    assert_eq!(
+        printed,
+        json!({
+            "name": "before", "creation_time": 1_700_000_000, "memory": true,
+            "disks": [{ "disk": { "vdev": "" }, "external": true, "external_sn": { "vdev": "" } }],
+        })
+    );
+    assert_eq!(parse::<DomainSnapshot>(printed), snapshot);
+    assert_eq!(SnapshotRevert::Force.as_raw(), 4);
+    assert_eq!(ext::ffi::LIBXL_DOMAIN_SNAPSHOT_REVERT_FORCE, 4);
+}
