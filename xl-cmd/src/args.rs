@@ -182,4 +182,26 @@ mod tests {
             assert_eq!(error.exit_code(), 2, "{words:?}");
         }
     }
+
+    /// The man page is written by hand; nothing may be missing from it.
+    #[test]
+    fn the_man_page_names_every_command_and_option() {
+        let page = include_str!("../../docs/man/xl-ext.8").replace('\\', "");
+        let table = Arguments::command();
+        for command in table.get_subcommands() {
+            let name = command.get_name();
+            assert!(
+                page.contains(&format!(".B {name}\n")),
+                "{name} is not described"
+            );
+            for option in command.get_arguments().chain(table.get_arguments()) {
+                if let Some(long) = option.get_long() {
+                    assert!(
+                        page.contains(&format!("--{long}")),
+                        "--{long} of {name} is missing"
+                    );
+                }
+            }
+        }
+    }
 }

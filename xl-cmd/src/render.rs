@@ -54,14 +54,14 @@ pub(crate) fn snapshot_json(
 }
 
 /// The snapshots as a table, oldest first.
-pub(crate) fn table(record: &DomainRecord) -> String {
+pub(crate) fn table(record: &DomainRecord, zone: &TimeZone) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(["Name", "Created", "Guest", "Memory", "Disks", ""]);
     for snapshot in &record.snapshots {
         table.add_row([
             snapshot.name().to_owned(),
-            created(snapshot, &TimeZone::system()),
+            created(snapshot, zone),
             snapshot.guest.to_string(),
             memory(snapshot),
             vdevs(snapshot),
@@ -85,7 +85,7 @@ pub(crate) fn tree(record: &DomainRecord) -> String {
 }
 
 /// One snapshot, a line for each fact.
-pub(crate) fn info(record: &DomainRecord, snapshot: &SnapshotRecord) -> String {
+pub(crate) fn info(record: &DomainRecord, snapshot: &SnapshotRecord, zone: &TimeZone) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     let mut row = |name: &str, value: String| {
@@ -97,7 +97,7 @@ pub(crate) fn info(record: &DomainRecord, snapshot: &SnapshotRecord) -> String {
         "Description",
         printable(snapshot.snapshot.description.as_deref().unwrap_or("-")),
     );
-    row("Created", created(snapshot, &TimeZone::system()));
+    row("Created", created(snapshot, zone));
     row(
         "Guest",
         format!("{}, {}", snapshot.guest_type, snapshot.guest),
@@ -208,4 +208,65 @@ fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use libxl_ext::model::domain::{GuestState, GuestType};
+    use libxl_ext::model::name::SnapshotId;
+    use libxl_ext::model::record::MemoryProof;
+    use libxl_ext::types::DomainSnapshot;
+
+    fn record() -> DomainRecord {
+        let mut domain = DomainRecord::new("web1");
+        for (number, name) in [(1_u64, "installed"), (2, "été"), (3, "-rf")] {
+            let memory = MemoryProof {
+                bytes: number << 27,
+                xxh3: String::new(),
+            };
+            domain.add(SnapshotRecord {
+                id: SnapshotId::random(),
+                parent: None,
+                state: RecordState::Complete,
+                guest: GuestState::Running,
+                guest_type: GuestType::Pv,
+                domain_uuid: SnapshotId::random().0,
+                snapshot: DomainSnapshot {
+                    name: Some(name.into()),
+                    description: Some("red \u{1b}[31malert".into()),
+                    creation_time: 1_700_000_000 + number,
+                    ..DomainSnapshot::default()
+                },
+                memory: (number != 3).then_some(memory),
+                disks: Vec::new(),
+            });
+        }
+        domain.mark_deleting(domain.snapshots[1].id);
+        domain.current = Some(domain.snapshots[0].id);
+        domain
+    }
+
+    #[test]
+    fn a_table_has_a_line_for_each_snapshot() {
+        insta::assert_snapshot!(table(&record(), &TimeZone::UTC));
+    }
+
+    #[test]
+    fn a_tree_is_indented() {
+        insta::assert_snapshot!(tree(&record()));
+    }
+
+    #[test]
+    fn what_a_user_wrote_cannot_drive_the_terminal() {
+        let record = record();
+        let text = info(&record, &record.snapshots[1], &TimeZone::UTC);
+        assert!(!text.contains('\u{1b}'));
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn a_domain_without_snapshots_has_an_empty_tree() {
+        assert_eq!(tree(&DomainRecord::new("web1")), "");
+    }
 }

@@ -5,8 +5,10 @@ use super::{Plan, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::DiskTarget;
 use crate::model::name::SnapshotId;
+use crate::model::record::SnapshotRecord;
 use crate::observe::Inventory;
 use std::collections::BTreeSet;
+use std::path::Path;
 
 /// Proves that `plan` loses nothing that `inventory` knows of.
 ///
@@ -20,8 +22,14 @@ pub fn check(plan: &Plan, inventory: &Inventory) -> Result<()> {
             .iter()
             .map(|snapshot| snapshot.id)
             .collect(),
+        bound: inventory.record.snapshots.iter().flat_map(bound_images).collect(),
+        applied: BTreeSet::new(),
         suspended: false,
         gone: inventory.live.is_none(),
+        destroyed: false,
+        restored: false,
+        started: false,
+        saved: BTreeSet::new(),
         sealed: BTreeSet::new(),
         covered: BTreeSet::new(),
         proven: BTreeSet::new(),
@@ -38,6 +46,8 @@ pub fn check(plan: &Plan, inventory: &Inventory) -> Result<()> {
     }
     let ends_well = if state.suspended {
         Err("the domain would be left suspended")
+    } else if state.restored && !state.started {
+        Err("nobody says how the restored domain goes on")
     } else if !state.committed {
         Err("nothing would be recorded")
     } else {
@@ -55,11 +65,18 @@ pub fn check(plan: &Plan, inventory: &Inventory) -> Result<()> {
 struct Checker {
     /// Snapshots that the record will still refer to.
     referred: BTreeSet<SnapshotId>,
+    /// The images that belong to a snapshot's memory, and those that were set to it.
+    bound: BTreeSet<(SnapshotId, Box<Path>)>,
+    applied: BTreeSet<(SnapshotId, Box<Path>)>,
     suspended: bool,
     gone: bool,
+    destroyed: bool,
+    restored: bool,
+    started: bool,
+    saved: BTreeSet<SnapshotId>,
     sealed: BTreeSet<SnapshotId>,
     /// Content that is kept: this snapshot holds this image.
-    covered: BTreeSet<(SnapshotId, Box<std::path::Path>)>,
+    covered: BTreeSet<(SnapshotId, Box<Path>)>,
     proven: BTreeSet<SnapshotId>,
     committed: bool,
 }
@@ -77,6 +94,7 @@ impl Checker {
                     "overwrites a snapshot's memory",
                 )?;
                 self.suspended = true;
+                self.saved.insert(*id);
             }
             Step::SnapshotDisks { id, disks, .. } => {
                 require(!self.gone, "asks the QEMU of a domain that is gone")?;
@@ -89,6 +107,7 @@ impl Checker {
             Step::SnapshotImages { id, disks } => self.cover(*id, disks),
             Step::Resume { .. } => self.suspended = false,
             Step::Seal { id } => {
+                require(self.saved.contains(id), "seals memory that was not saved")?;
                 self.sealed.insert(*id);
             }
             Step::Destroy { fallback, .. } => {
@@ -107,6 +126,7 @@ impl Checker {
                     "destroys a guest whose memory is not kept",
                 )?;
                 self.gone = true;
+                self.destroyed = true;
                 self.suspended = false;
             }
             Step::ApplyImages {
@@ -128,16 +148,25 @@ impl Checker {
                         .all(|disk| self.covered.contains(&(*instead_of, disk.image.clone()))),
                     "overwrites disk content that no snapshot keeps",
                 )?;
+                self.applied.extend(disks.iter().map(|disk| (*id, disk.image.clone())));
             }
             Step::Restore { id, .. } => {
                 require(self.gone, "restores beside a domain that is there")?;
+                require(self.proven.contains(id), "restores a snapshot that was not proven whole")?;
+                let mut bound = self.bound.iter().filter(|(bound, _)| bound == id);
                 require(
-                    self.proven.contains(id),
-                    "restores a snapshot that was not proven whole",
+                    bound.all(|image| self.applied.contains(image)),
+                    "restores memory onto disks of another instant",
                 )?;
+                self.restored = true;
+            }
+            Step::Start { .. } => {
+                require(self.committed, "lets a guest run that may still be taken back")?;
+                self.started = true;
             }
             Step::Commit { change } => {
                 require(!self.suspended, "commits while the guest stands still")?;
+                require(self.restored || !self.destroyed, "commits without a domain in its place")?;
                 self.committed = true;
                 match change {
                     StoreChange::Add { record } => {
@@ -175,10 +204,7 @@ impl Checker {
             Step::RestoreUnlessAlive { .. } | Step::DestroyRestored { .. } | Step::Pause { .. } => {
                 return Err("belongs to an undo");
             }
-            Step::CreateDirectory { .. }
-            | Step::Wake { .. }
-            | Step::Start { .. }
-            | Step::Announce => {}
+            Step::CreateDirectory { .. } | Step::Wake { .. } | Step::Announce => {}
         }
         Ok(())
     }
@@ -191,6 +217,10 @@ impl Checker {
         self.covered
             .extend(disks.iter().map(|disk| (id, disk.image.clone())));
     }
+}
+
+fn bound_images(record: &SnapshotRecord) -> impl Iterator<Item = (SnapshotId, Box<Path>)> {
+    record.disks.iter().map(|proof| (record.id, proof.target.image.clone()))
 }
 
 fn require(holds: bool, otherwise: &'static str) -> Result<(), &'static str> {

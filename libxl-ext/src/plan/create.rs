@@ -49,7 +49,7 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
     if live.guest_type != GuestType::Pv {
         return Err(Error::new(
             ErrorKind::Unsupported,
-            format!("domain '{domain}' is a {} guest", live.guest_type),
+            format!("domain '{domain}' is of type {}", live.guest_type),
         )
         .hint("only PV guests can be snapshotted so far"));
     }

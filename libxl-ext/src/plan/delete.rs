@@ -39,9 +39,10 @@ pub fn delete(inventory: &Inventory, request: &DeleteRequest, fresh: &Fresh) -> 
             ));
         }
     }
-    let children = inventory.record.children(Some(id)).count();
-    if children > 0 {
-        plan.notes.push(format!("its {children} children are kept"));
+    match inventory.record.children(Some(id)).count() {
+        0 => {}
+        1 => plan.notes.push("its child is kept".into()),
+        children => plan.notes.push(format!("its {children} children are kept")),
     }
     plan.steps.push(Step::Commit {
         change: StoreChange::MarkDeleting { id },

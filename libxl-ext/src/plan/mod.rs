@@ -11,6 +11,8 @@ mod delete;
 mod render;
 mod revert;
 mod step;
+#[cfg(test)]
+mod tests;
 
 pub use check::check;
 pub use create::{CreateRequest, create};

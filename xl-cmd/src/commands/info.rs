@@ -3,16 +3,16 @@
 use super::{Context, print, print_json};
 use crate::args::Info;
 use crate::render;
+use jiff::tz::TimeZone;
 use libxl_ext::Result;
 
 pub(super) fn run(context: &Context, args: &Info) -> Result<()> {
     let record = context.host.snapshots(&args.domain, &context.terminal)?;
     context.terminal.finish();
     let snapshot = record.find(&args.name)?;
-    let value = render::snapshot_json(&context.host, &record, snapshot);
     if args.json {
-        print_json(&value)
+        print_json(&render::snapshot_json(&context.host, &record, snapshot))
     } else {
-        print(&render::info(&record, snapshot))
+        print(&render::info(&record, snapshot, &TimeZone::system()))
     }
 }

@@ -3,6 +3,7 @@
 use super::{Context, print, print_json};
 use crate::args::List;
 use crate::render;
+use jiff::tz::TimeZone;
 use libxl_ext::Result;
 
 pub(super) fn run(context: &Context, args: &List) -> Result<()> {
@@ -13,6 +14,6 @@ pub(super) fn run(context: &Context, args: &List) -> Result<()> {
     } else if args.tree {
         print(&render::tree(&record))
     } else {
-        print(&render::table(&record))
+        print(&render::table(&record, &TimeZone::system()))
     }
 }
