@@ -1,8 +1,14 @@
 //! The recorded Rust outputs compile, and behave like libxl's own C code.
 
+use std::ffi::CStr;
+use std::ptr;
+
 mod imported {
     //! The types that the recorded outputs import.
 
+    use std::ffi::c_char;
+
+    use libxl_idl_builtin::{CValue, CValueError};
     use serde::{Deserialize, Serialize};
 
     #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -13,7 +19,36 @@ mod imported {
     #[repr(C)]
     #[derive(Clone, Copy)]
     #[allow(non_camel_case_types)]
-    pub(crate) struct libxl_device_disk(u64);
+    pub(crate) struct libxl_device_disk {
+        vdev: *mut c_char,
+    }
+
+    // SAFETY: null is valid and holds nothing.
+    unsafe impl CValue for DeviceDisk {
+        type C = libxl_device_disk;
+
+        unsafe fn read(c: &Self::C) -> Result<Self, CValueError> {
+            // SAFETY: as the caller promises.
+            let vdev = unsafe { <Option<String>>::read(&c.vdev) }?;
+            Ok(Self {
+                vdev: vdev.unwrap_or_default(),
+            })
+        }
+
+        fn write(&self, c: &mut Self::C) -> Result<(), CValueError> {
+            Some(self.vdev.clone()).write(&mut c.vdev)
+        }
+
+        unsafe fn copy(from: &Self::C, to: &mut Self::C) {
+            // SAFETY: as the caller promises.
+            unsafe { <Option<String>>::copy(&from.vdev, &mut to.vdev) };
+        }
+
+        unsafe fn dispose(c: &mut Self::C) {
+            // SAFETY: as the caller promises.
+            unsafe { <Option<String>>::dispose(&mut c.vdev) };
+        }
+    }
 }
 
 #[allow(unreachable_pub, private_interfaces, dead_code, clippy::pedantic)]
@@ -28,8 +63,33 @@ mod ext {
 
 use ext::{DiskSnapshot, DomainSnapshot, SnapshotRevert};
 use features::{Colour, Everything, EverythingU, EverythingUHvm, EverythingV, Point, Signal};
-use libxl_idl_builtin::{Bitmap, Defbool};
+use libxl_idl_builtin::{Bitmap, CValue, Defbool};
 use serde_json::{Value, json};
+
+/// A value with something in each field.
+fn full() -> Everything {
+    Everything {
+        name: Some("full".to_owned()),
+        r#type: true,
+        enabled: Defbool::False,
+        devid: 7,
+        memory: 1,
+        cpus: Bitmap::from_iter([0, 9, 64]),
+        colour: Colour::Red,
+        colours: vec![Colour::Red, Colour::Unknown],
+        signal: Some(Signal::Error),
+        points: vec![Point { x: 1, y: 2 }, Point::default()],
+        disk: imported::DeviceDisk {
+            vdev: "xvda".to_owned(),
+        },
+        u: EverythingU::Hvm(EverythingUHvm {
+            firmware: Some("bios".to_owned()),
+            at: Point::default(),
+        }),
+        v: EverythingV::Error(features::EverythingVError { code: -5 }),
+        ..Everything::default()
+    }
+}
 
 fn print<T: serde::Serialize>(value: &T) -> Value {
     serde_json::to_value(value).expect("it can be printed")
@@ -184,4 +244,95 @@ fn snapshots_survive_json() {
     assert_eq!(parse::<DomainSnapshot>(printed), snapshot);
     assert_eq!(SnapshotRevert::Force.as_raw(), 4);
     assert_eq!(ext::ffi::LIBXL_DOMAIN_SNAPSHOT_REVERT_FORCE, 4);
+}
+
+#[test]
+fn values_survive_the_way_through_c() {
+    for value in [Everything::default(), full()] {
+        let mut c = Everything::zeroed();
+        value.write(&mut c).expect("it has a C form");
+        let mut copy = Everything::zeroed();
+        // SAFETY: both were made by this crate, and are disposed once.
+        unsafe {
+            features::c_api::libxl_everything_copy(ptr::null_mut(), &raw mut copy, &raw const c);
+            features::c_api::libxl_everything_dispose(&raw mut c);
+            features::c_api::libxl_everything_dispose(&raw mut c);
+            assert_eq!(Everything::read(&copy), Ok(value));
+            features::c_api::libxl_everything_dispose(&raw mut copy);
+            assert!(copy.name.is_null() && copy.num_points == 0);
+        }
+    }
+}
+
+#[test]
+fn c_values_start_like_safe_ones() {
+    let mut c = Everything::zeroed();
+    // SAFETY: the memory is that of a value.
+    unsafe {
+        features::c_api::libxl_everything_init(&raw mut c);
+        assert_eq!((c.devid, c.memory, c.kind), (-1, u64::MAX, -1));
+        assert_eq!(Everything::read(&c), Ok(Everything::default()));
+        features::c_api::libxl_everything_init_kind(
+            &raw mut c,
+            features::ffi::LIBXL_GUEST_KIND_HVM,
+        );
+        assert_eq!((c.kind, c.u.hvm.at.x), (1, -1));
+        features::c_api::libxl_everything_dispose(&raw mut c);
+    }
+}
+
+#[test]
+fn json_goes_through_the_c_functions() {
+    let mut c = Everything::zeroed();
+    full().write(&mut c).expect("it has a C form");
+    // SAFETY: the strings come from the functions themselves.
+    unsafe {
+        let text = features::c_api::libxl_everything_to_json(ptr::null_mut(), &raw mut c);
+        let parsed: Value = serde_json::from_slice(CStr::from_ptr(text).to_bytes()).expect("JSON");
+        assert_eq!(parsed, print(&full()));
+        features::c_api::libxl_everything_dispose(&raw mut c);
+        let from_json = features::c_api::libxl_everything_from_json;
+        assert_eq!(from_json(ptr::null_mut(), &raw mut c, text), 0);
+        assert_eq!(Everything::read(&c), Ok(full()));
+        libc::free(text.cast());
+        features::c_api::libxl_everything_dispose(&raw mut c);
+        for wrong in [
+            c"{",
+            c"{\"colour\": \"green\"}",
+            c"{\"name\": \"a\\u0000b\"}",
+        ] {
+            assert_eq!(from_json(ptr::null_mut(), &raw mut c, wrong.as_ptr()), -3);
+            assert_eq!(Everything::read(&c), Ok(Everything::default()));
+            features::c_api::libxl_everything_dispose(&raw mut c);
+        }
+    }
+}
+
+#[test]
+fn what_has_no_safe_form_is_an_error() {
+    let mut c = Everything::zeroed();
+    full().write(&mut c).expect("it has a C form");
+    c.colour = 77;
+    // SAFETY: the value was made above.
+    unsafe {
+        let error = Everything::read(&c).expect_err("no such colour");
+        assert_eq!(error.to_string(), "77 is no libxl_colour");
+        assert!(features::c_api::libxl_everything_to_json(ptr::null_mut(), &raw mut c).is_null());
+        features::c_api::libxl_everything_dispose(&raw mut c);
+    }
+}
+
+#[test]
+fn enumerations_have_their_c_functions() {
+    let mut value = 0;
+    // SAFETY: the strings are constants.
+    unsafe {
+        let from_string = ext::c_api::libxl_snapshot_revert_from_string;
+        assert_eq!(from_string(c"FORCE".as_ptr(), &raw mut value), 0);
+        assert_eq!(value, ext::ffi::LIBXL_DOMAIN_SNAPSHOT_REVERT_FORCE);
+        assert_eq!(from_string(c"gently".as_ptr(), &raw mut value), -6);
+        let text = ext::c_api::libxl_snapshot_revert_to_string(2);
+        assert_eq!(CStr::from_ptr(text), c"paused");
+        assert!(ext::c_api::libxl_snapshot_revert_to_string(3).is_null());
+    }
 }

@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use libxl_idl::Model;
 use libxl_idl::emit::{self, CHeaderOptions, Import, RustOptions};
 
 fn directory() -> PathBuf {
@@ -22,6 +23,13 @@ fn rust_options() -> RustOptions {
         imports,
         ..RustOptions::default()
     }
+}
+
+/// The types and what connects them with C, which belong into one module.
+fn rust(model: &Model) -> String {
+    let types = emit::rust(model, &rust_options()).expect("the model has a Rust form");
+    let glue = emit::ffi_glue(model, &rust_options()).expect("its types can be copied and freed");
+    format!("{types}\n{glue}")
 }
 
 fn compare(path: &Path, actual: &str, failures: &mut Vec<String>) {
@@ -66,7 +74,7 @@ fn check(idl: &Path, golden: &Path, failures: &mut Vec<String>) {
                 &emit::c_header(&model, &header),
                 failures,
             );
-            let rust = emit::rust(&model, &rust_options()).expect("the model has a Rust form");
+            let rust = rust(&model);
             compare(&golden.with_extension("rs"), &rust, failures);
             compare(
                 &golden.with_extension("json"),
@@ -107,7 +115,7 @@ fn output_is_the_same_each_time() {
     let source = fs::read_to_string(directory().join("features.idl")).expect("the input is there");
     let outputs = || {
         let model = libxl_idl::compile(&source, "features.idl").expect("it is right");
-        let rust = emit::rust(&model, &rust_options()).expect("it has a Rust form");
+        let rust = rust(&model);
         (
             rust,
             emit::c_header(&model, &CHeaderOptions::default()),

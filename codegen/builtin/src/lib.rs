@@ -5,6 +5,8 @@
 //! with the help of [`json`].
 
 mod bitmap;
+pub mod c_function;
+pub mod c_value;
 mod cpuid;
 mod defbool;
 pub mod enumeration;
@@ -17,6 +19,7 @@ mod uuid;
 mod vm_genid;
 
 pub use bitmap::Bitmap;
+pub use c_value::{CValue, CValueError};
 pub use cpuid::CpuidPolicyList;
 pub use defbool::Defbool;
 pub use enumeration::{UnknownName, UnknownValue};

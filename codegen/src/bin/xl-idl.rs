@@ -38,6 +38,9 @@ enum Command {
         /// The value of a C constant that the IDL uses as an initial value; can be repeated.
         #[arg(long, value_name = "C_NAME=NUMBER", value_parser = parse_constant)]
         constant: Vec<(String, i128)>,
+        /// Also the functions that the C header declares.
+        #[arg(long)]
+        glue: bool,
     },
     /// Writes the C header.
     CHeader {
@@ -101,6 +104,7 @@ fn run(command: Command) -> Result<(), Failure> {
             builtin,
             import,
             constant,
+            glue,
         } => {
             let model = compile(&files.file)?;
             let options = RustOptions {
@@ -108,10 +112,14 @@ fn run(command: Command) -> Result<(), Failure> {
                 imports: import.into_iter().collect(),
                 constants: constant.into_iter().collect(),
             };
-            let text = emit::rust(&model, &options).map_err(|source| Failure::Rust {
+            let failure = |source| Failure::Rust {
                 path: files.file.clone(),
                 source,
-            })?;
+            };
+            let mut text = emit::rust(&model, &options).map_err(failure)?;
+            if glue {
+                text.push_str(&emit::ffi_glue(&model, &options).map_err(failure)?);
+            }
             write(&files, &text)
         }
         Command::CHeader {

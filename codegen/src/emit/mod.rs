@@ -10,4 +10,4 @@ pub use c_header::{CHeaderOptions, c_header};
 pub use compat::Compat;
 pub use idl::idl;
 pub use json::json;
-pub use rust::{EmitError, Import, RustOptions, rust};
+pub use rust::{EmitError, Import, RustOptions, ffi_glue, rust};

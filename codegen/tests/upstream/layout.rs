@@ -113,10 +113,8 @@ pub(crate) fn of_c(upstream: &Upstream, model: &Model) -> Option<String> {
                 )
             }
         };
-        text.push_str(&format!(
-            "printf(\"{} %zu %zu\\n\", {first}, {second});\n",
-            label(&place)
-        ));
+        let label = label(&place);
+        let _ = writeln!(text, "printf(\"{label} %zu %zu\\n\", {first}, {second});");
     }
     text.push_str("return 0;\n}\n");
     let source = upstream.output().join("layout.c");

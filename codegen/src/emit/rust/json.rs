@@ -233,14 +233,13 @@ fn keyed_union(
         object.at_most_one_of(&[#(#one_of),*])?;
         #(#readers)*
     };
-    let writer = match (arms.as_slice(), &rest) {
-        ([(pattern, entry)], Some(_)) => quote!(if let #pattern = &self.#name { #entry }),
-        _ => {
-            let arms = arms
-                .iter()
-                .map(|(pattern, entry)| quote!(#pattern => { #entry }));
-            quote!(match &self.#name { #(#arms)* #rest })
-        }
+    let writer = if let ([(pattern, entry)], Some(_)) = (arms.as_slice(), &rest) {
+        quote!(if let #pattern = &self.#name { #entry })
+    } else {
+        let arms = arms
+            .iter()
+            .map(|(pattern, entry)| quote!(#pattern => { #entry }));
+        quote!(match &self.#name { #(#arms)* #rest })
     };
     Ok((writer, reader))
 }
