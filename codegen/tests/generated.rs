@@ -51,12 +51,24 @@ mod imported {
     }
 }
 
-#[allow(unreachable_pub, private_interfaces, dead_code, clippy::pedantic)]
+#[allow(
+    unused,
+    unreachable_pub,
+    private_interfaces,
+    clippy::pedantic,
+    reason = "the outputs are recorded whole"
+)]
 mod features {
     include!("golden/features.rs");
 }
 
-#[allow(unreachable_pub, private_interfaces, dead_code, clippy::pedantic)]
+#[allow(
+    unused,
+    unreachable_pub,
+    private_interfaces,
+    clippy::pedantic,
+    reason = "the outputs are recorded whole"
+)]
 mod ext {
     include!("golden/libxl_ext_types.rs");
 }

@@ -39,7 +39,7 @@ pub(super) fn emit(context: &Context<'_>) -> Result<TokenStream, EmitError> {
     // Generated code keeps no comments, so the reasons for its safety stand with the functions of the
     // builtin crate that it calls.
     Ok(quote! {
-        #[allow(clippy::undocumented_unsafe_blocks, clippy::pedantic)]
+        #[allow(clippy::undocumented_unsafe_blocks, clippy::pedantic, clippy::single_match)]
         mod c_values {
             use super::*;
             #values
@@ -51,6 +51,7 @@ pub(super) fn emit(context: &Context<'_>) -> Result<TokenStream, EmitError> {
             clippy::undocumented_unsafe_blocks,
             clippy::missing_safety_doc,
             clippy::pedantic,
+            clippy::single_match,
             non_upper_case_globals
         )]
         pub mod c_api {
