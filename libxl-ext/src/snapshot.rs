@@ -8,8 +8,8 @@ use crate::event::Observer;
 use crate::exec::{self, Outcome, Recovered};
 use crate::memory;
 use crate::model::record::{DomainRecord, SnapshotRecord};
-use crate::observe::{Inventory, Target, observe, resolve};
-use crate::plan::{self, CreateRequest, DeleteRequest, Fresh, Plan, RevertRequest};
+use crate::observe::{Target, observe, resolve};
+use crate::plan::{self, Fresh, Plan, Request};
 use crate::port::Ports;
 use crate::store::{DEFAULT_ROOT, DomainLock, LockWait, Store};
 use crate::types::DomainSnapshot;
@@ -53,95 +53,55 @@ impl Host {
         self
     }
 
-    /// Takes a snapshot: memory and all writable disks at one instant. The guest goes on.
-    /// (V6: `libxl_domain_snapshot_create`.)
+    /// Does what `request` asks for. (V6: `libxl_domain_snapshot_create`, `_revert`, `_delete`.)
     ///
     /// # Errors
-    /// The refusals of [`plan::create`]; a failure while it is carried out leaves everything as it was.
-    pub fn snapshot_create(
+    /// The refusals of the planner ([`plan::create`], [`plan::revert`], [`plan::delete`]). A failure while
+    /// it is carried out leaves everything as it was; only a deletion that fails in the middle is finished
+    /// by the next one.
+    pub fn execute(
         &self,
         domain: &str,
-        request: &CreateRequest,
+        request: &Request,
         observer: &dyn Observer,
     ) -> Result<Done> {
-        self.execute(domain, observer, |inventory, fresh| {
-            plan::create(inventory, request, fresh)
+        let plan = self.plan(domain, request, observer)?;
+        let target = resolve(&self.ports, &self.store, domain)?;
+        let lock = target.store.lock(LockWait::No)?;
+        // Whoever held the lock in between may have been killed.
+        exec::recover(&self.ports, &target.store, &lock, observer)?;
+        if observe(&self.ports, &target)?.basis() != plan.basis {
+            return Err(Error::new(
+                ErrorKind::Stale,
+                format!(
+                    "domain '{}' changed while the operation was prepared",
+                    target.name
+                ),
+            )
+            .hint("give the command again"));
+        }
+        for note in &plan.notes {
+            observer.note(note);
+        }
+        let Outcome { left_over } = exec::run(&plan, &self.ports, &target.store, &lock, observer)?;
+        Ok(Done {
+            record: target.store.load()?,
+            plan,
+            left_over,
         })
     }
 
-    /// Brings disks and memory back to a snapshot. (V6: `libxl_domain_snapshot_revert`.)
+    /// What [`Host::execute`] would do.
     ///
     /// # Errors
-    /// The refusals of [`plan::revert`]; a failure while it is carried out leaves everything as it was.
-    pub fn snapshot_revert(
-        &self,
-        domain: &str,
-        request: &RevertRequest,
-        observer: &dyn Observer,
-    ) -> Result<Done> {
-        self.execute(domain, observer, |inventory, fresh| {
-            plan::revert(inventory, request, fresh)
-        })
-    }
-
-    /// Deletes a snapshot; its children are kept. (V6: `libxl_domain_snapshot_delete` with flags 0.)
-    ///
-    /// # Errors
-    /// The refusals of [`plan::delete`]. A deletion that fails in the middle is finished by the next.
-    pub fn snapshot_delete(
-        &self,
-        domain: &str,
-        request: &DeleteRequest,
-        observer: &dyn Observer,
-    ) -> Result<Done> {
-        self.execute(domain, observer, |inventory, fresh| {
-            plan::delete(inventory, request, fresh)
-        })
-    }
-
-    /// What [`Host::snapshot_create`] would do.
-    ///
-    /// # Errors
-    /// The refusals of [`plan::create`].
-    pub fn plan_create(
-        &self,
-        domain: &str,
-        request: &CreateRequest,
-        observer: &dyn Observer,
-    ) -> Result<Plan> {
-        self.only_plan(domain, observer, |inventory, fresh| {
-            plan::create(inventory, request, fresh)
-        })
-    }
-
-    /// What [`Host::snapshot_revert`] would do.
-    ///
-    /// # Errors
-    /// The refusals of [`plan::revert`].
-    pub fn plan_revert(
-        &self,
-        domain: &str,
-        request: &RevertRequest,
-        observer: &dyn Observer,
-    ) -> Result<Plan> {
-        self.only_plan(domain, observer, |inventory, fresh| {
-            plan::revert(inventory, request, fresh)
-        })
-    }
-
-    /// What [`Host::snapshot_delete`] would do.
-    ///
-    /// # Errors
-    /// The refusals of [`plan::delete`].
-    pub fn plan_delete(
-        &self,
-        domain: &str,
-        request: &DeleteRequest,
-        observer: &dyn Observer,
-    ) -> Result<Plan> {
-        self.only_plan(domain, observer, |inventory, fresh| {
-            plan::delete(inventory, request, fresh)
-        })
+    /// The refusals of the planner.
+    pub fn plan(&self, domain: &str, request: &Request, observer: &dyn Observer) -> Result<Plan> {
+        let target = resolve(&self.ports, &self.store, domain)?;
+        self.recover(&target, observer)?;
+        let inventory = observe(&self.ports, &target)?;
+        let plan = request.plan(&inventory, &Fresh::now())?;
+        plan::check(&plan, &inventory)?;
+        Ok(plan)
     }
 
     /// All snapshots of a domain, running or not.
@@ -186,52 +146,6 @@ impl Host {
             snapshot.memory_file = Some(path.to_string_lossy().into_owned());
         }
         snapshot
-    }
-
-    fn only_plan(
-        &self,
-        domain: &str,
-        observer: &dyn Observer,
-        planner: impl Fn(&Inventory, &Fresh) -> Result<Plan>,
-    ) -> Result<Plan> {
-        let target = resolve(&self.ports, &self.store, domain)?;
-        self.recover(&target, observer)?;
-        let inventory = observe(&self.ports, &target)?;
-        let plan = planner(&inventory, &Fresh::now())?;
-        plan::check(&plan, &inventory)?;
-        Ok(plan)
-    }
-
-    fn execute(
-        &self,
-        domain: &str,
-        observer: &dyn Observer,
-        planner: impl Fn(&Inventory, &Fresh) -> Result<Plan>,
-    ) -> Result<Done> {
-        let plan = self.only_plan(domain, observer, planner)?;
-        let target = resolve(&self.ports, &self.store, domain)?;
-        let lock = target.store.lock(LockWait::No)?;
-        // Whoever held the lock in between may have been killed.
-        exec::recover(&self.ports, &target.store, &lock, observer)?;
-        if observe(&self.ports, &target)?.basis() != plan.basis {
-            return Err(Error::new(
-                ErrorKind::Stale,
-                format!(
-                    "domain '{}' changed while the operation was prepared",
-                    target.name
-                ),
-            )
-            .hint("give the command again"));
-        }
-        for note in &plan.notes {
-            observer.note(note);
-        }
-        let Outcome { left_over } = exec::run(&plan, &self.ports, &target.store, &lock, observer)?;
-        Ok(Done {
-            record: target.store.load()?,
-            plan,
-            left_over,
-        })
     }
 
     /// Ends what an earlier process left unfinished. An operation that is in progress is left alone.

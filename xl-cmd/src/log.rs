@@ -1,6 +1,7 @@
 //! What goes to the journal (`journalctl -t xl-ext`) and, if asked for, to standard error.
 //!
-//! `info` is what an operation did; `debug` is every command to QEMU and every program that is run.
+//! `info` is what an operation did; `debug` is every command to QEMU, every program that is run, and
+//! libxl's own talk, which would flood a journal.
 
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::prelude::*;
@@ -10,7 +11,7 @@ pub(crate) fn start(verbose: u8) {
     let journal = tracing_journald::layer().ok().map(|layer| {
         layer
             .with_syslog_identifier("xl-ext".into())
-            .with_filter(LevelFilter::DEBUG)
+            .with_filter(LevelFilter::INFO)
     });
     let level = match verbose {
         0 => LevelFilter::OFF,

@@ -22,13 +22,18 @@ pub fn check(plan: &Plan, inventory: &Inventory) -> Result<()> {
             .iter()
             .map(|snapshot| snapshot.id)
             .collect(),
-        bound: inventory.record.snapshots.iter().flat_map(bound_images).collect(),
+        bound: inventory
+            .record
+            .snapshots
+            .iter()
+            .flat_map(bound_images)
+            .collect(),
         applied: BTreeSet::new(),
-        suspended: false,
-        gone: inventory.live.is_none(),
-        destroyed: false,
-        restored: false,
-        started: false,
+        domain: if inventory.live.is_some() {
+            Domain::Present
+        } else {
+            Domain::Absent
+        },
         saved: BTreeSet::new(),
         sealed: BTreeSet::new(),
         covered: BTreeSet::new(),
@@ -44,9 +49,9 @@ pub fn check(plan: &Plan, inventory: &Inventory) -> Result<()> {
             .hint("this is a bug of libxl-ext; nothing was changed")
         })?;
     }
-    let ends_well = if state.suspended {
+    let ends_well = if state.domain == Domain::Suspended {
         Err("the domain would be left suspended")
-    } else if state.restored && !state.started {
+    } else if state.domain == Domain::Restored {
         Err("nobody says how the restored domain goes on")
     } else if !state.committed {
         Err("nothing would be recorded")
@@ -61,6 +66,30 @@ pub fn check(plan: &Plan, inventory: &Inventory) -> Result<()> {
     })
 }
 
+/// Where the domain is after the steps so far.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Domain {
+    /// It was not there to begin with.
+    Absent,
+    /// It is as it was found.
+    Present,
+    /// It waits to go on.
+    Suspended,
+    /// We ended it.
+    Destroyed,
+    /// Another one is in its place, and has not run.
+    Restored,
+    /// The other one goes on.
+    Started,
+}
+
+impl Domain {
+    /// No QEMU has its images open.
+    fn is_gone(self) -> bool {
+        matches!(self, Self::Absent | Self::Destroyed)
+    }
+}
+
 /// What is true after the steps so far.
 struct Checker {
     /// Snapshots that the record will still refer to.
@@ -68,11 +97,7 @@ struct Checker {
     /// The images that belong to a snapshot's memory, and those that were set to it.
     bound: BTreeSet<(SnapshotId, Box<Path>)>,
     applied: BTreeSet<(SnapshotId, Box<Path>)>,
-    suspended: bool,
-    gone: bool,
-    destroyed: bool,
-    restored: bool,
-    started: bool,
+    domain: Domain,
     saved: BTreeSet<SnapshotId>,
     sealed: BTreeSet<SnapshotId>,
     /// Content that is kept: this snapshot holds this image.
@@ -88,16 +113,22 @@ impl Checker {
                 self.proven.insert(*id);
             }
             Step::SaveMemory { id, .. } => {
-                require(!self.gone, "saves a domain that is gone")?;
+                require(
+                    self.domain == Domain::Present,
+                    "saves a domain that is gone",
+                )?;
                 require(
                     !self.referred.contains(id),
                     "overwrites a snapshot's memory",
                 )?;
-                self.suspended = true;
+                self.domain = Domain::Suspended;
                 self.saved.insert(*id);
             }
             Step::SnapshotDisks { id, disks, .. } => {
-                require(!self.gone, "asks the QEMU of a domain that is gone")?;
+                require(
+                    !self.domain.is_gone(),
+                    "asks the QEMU of a domain that is gone",
+                )?;
                 require(
                     self.first_of(*id),
                     "splits one snapshot over two transactions",
@@ -105,7 +136,7 @@ impl Checker {
                 self.cover(*id, disks);
             }
             Step::SnapshotImages { id, disks } => self.cover(*id, disks),
-            Step::Resume { .. } => self.suspended = false,
+            Step::Resume { .. } => self.domain = Domain::Present,
             Step::Seal { id } => {
                 require(self.saved.contains(id), "seals memory that was not saved")?;
                 self.sealed.insert(*id);
@@ -122,12 +153,10 @@ impl Checker {
                     )?;
                 }
                 require(
-                    fallback.is_some() || !self.suspended,
+                    fallback.is_some() || self.domain != Domain::Suspended,
                     "destroys a guest whose memory is not kept",
                 )?;
-                self.gone = true;
-                self.destroyed = true;
-                self.suspended = false;
+                self.domain = Domain::Destroyed;
             }
             Step::ApplyImages {
                 id,
@@ -135,7 +164,7 @@ impl Checker {
                 disks,
             } => {
                 require(
-                    self.gone,
+                    self.domain.is_gone(),
                     "changes images under a domain that has them open",
                 )?;
                 require(
@@ -148,25 +177,41 @@ impl Checker {
                         .all(|disk| self.covered.contains(&(*instead_of, disk.image.clone()))),
                     "overwrites disk content that no snapshot keeps",
                 )?;
-                self.applied.extend(disks.iter().map(|disk| (*id, disk.image.clone())));
+                self.applied
+                    .extend(disks.iter().map(|disk| (*id, disk.image.clone())));
             }
             Step::Restore { id, .. } => {
-                require(self.gone, "restores beside a domain that is there")?;
-                require(self.proven.contains(id), "restores a snapshot that was not proven whole")?;
+                require(
+                    self.domain.is_gone(),
+                    "restores beside a domain that is there",
+                )?;
+                require(
+                    self.proven.contains(id),
+                    "restores a snapshot that was not proven whole",
+                )?;
                 let mut bound = self.bound.iter().filter(|(bound, _)| bound == id);
                 require(
                     bound.all(|image| self.applied.contains(image)),
                     "restores memory onto disks of another instant",
                 )?;
-                self.restored = true;
+                self.domain = Domain::Restored;
             }
             Step::Start { .. } => {
-                require(self.committed, "lets a guest run that may still be taken back")?;
-                self.started = true;
+                require(
+                    self.committed,
+                    "lets a guest run that may still be taken back",
+                )?;
+                self.domain = Domain::Started;
             }
             Step::Commit { change } => {
-                require(!self.suspended, "commits while the guest stands still")?;
-                require(self.restored || !self.destroyed, "commits without a domain in its place")?;
+                require(
+                    self.domain != Domain::Suspended,
+                    "commits while the guest stands still",
+                )?;
+                require(
+                    self.domain != Domain::Destroyed,
+                    "commits without a domain in its place",
+                )?;
                 self.committed = true;
                 match change {
                     StoreChange::Add { record } => {
@@ -220,7 +265,10 @@ impl Checker {
 }
 
 fn bound_images(record: &SnapshotRecord) -> impl Iterator<Item = (SnapshotId, Box<Path>)> {
-    record.disks.iter().map(|proof| (record.id, proof.target.image.clone()))
+    record
+        .disks
+        .iter()
+        .map(|proof| (record.id, proof.target.image.clone()))
 }
 
 fn require(holds: bool, otherwise: &'static str) -> Result<(), &'static str> {

@@ -20,6 +20,7 @@ pub use delete::{DeleteRequest, delete};
 pub use revert::{RevertRequest, revert};
 pub use step::{Step, StoreChange};
 
+use crate::error::Result;
 use crate::model::name::SnapshotId;
 use crate::observe::Inventory;
 use serde::{Deserialize, Serialize};
@@ -65,6 +66,31 @@ impl Operation {
             Self::SnapshotCreate => "snapshot-create",
             Self::SnapshotRevert => "snapshot-revert",
             Self::SnapshotDelete => "snapshot-delete",
+        }
+    }
+}
+
+/// What a user asks for.
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// Take a snapshot: memory and all writable disks at one instant. The guest goes on.
+    Create(CreateRequest),
+    /// Bring disks and memory back to a snapshot.
+    Revert(RevertRequest),
+    /// Remove a snapshot; its children are kept.
+    Delete(DeleteRequest),
+}
+
+impl Request {
+    /// Plans it.
+    ///
+    /// # Errors
+    /// The refusals of the planner.
+    pub fn plan(&self, inventory: &Inventory, fresh: &Fresh) -> Result<Plan> {
+        match self {
+            Self::Create(request) => create(inventory, request, fresh),
+            Self::Revert(request) => revert(inventory, request, fresh),
+            Self::Delete(request) => delete(inventory, request, fresh),
         }
     }
 }

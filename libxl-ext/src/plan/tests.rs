@@ -185,6 +185,13 @@ fn delete_with_a_child_and_a_missing_image() {
     insta::assert_snapshot!(super::delete(&inventory, &request, &fresh()).unwrap());
 }
 
+/// Something that is changed in an inventory.
+type Change<'a> = &'a dyn Fn(&mut Inventory);
+
+fn disk(inventory: &mut Inventory) -> &mut DeviceDisk {
+    &mut inventory.live.as_mut().unwrap().disks[0]
+}
+
 #[test]
 fn what_stands_in_the_way_is_named() {
     let running = || inventory(&["xvda"], Some(DomainState::Running), 1);
@@ -194,10 +201,7 @@ fn what_stands_in_the_way_is_named() {
         let error = super::create(&inventory, &named("new"), &fresh()).unwrap_err();
         (error.kind(), error.report())
     };
-    fn disk(inventory: &mut Inventory) -> &mut DeviceDisk {
-        &mut inventory.live.as_mut().unwrap().disks[0]
-    }
-    let refusals: [(&dyn Fn(&mut Inventory), ErrorKind, &str); 8] = [
+    let refusals: [(Change<'_>, ErrorKind, &str); 8] = [
         (
             &|i| i.live = None,
             ErrorKind::DomainState,
@@ -270,7 +274,7 @@ fn a_snapshot_that_is_not_whole_is_not_reverted_to() {
                 .unwrap(),
         );
     };
-    let missing: [(&dyn Fn(&mut Inventory), &str); 6] = [
+    let missing: [(Change<'_>, &str); 6] = [
         (&|i| i.memory.clear(), "memory image is missing"),
         (
             &|i| i.memory.values_mut().for_each(|bytes| *bytes = 5),

@@ -38,6 +38,7 @@ pub struct GuestSpec {
     kind: Kind,
     memory: u32,
     disks: Vec<u32>,
+    other_disks: Vec<String>,
     lines: Vec<String>,
 }
 
@@ -49,6 +50,7 @@ impl GuestSpec {
             kind: Kind::Pv,
             memory: 128,
             disks: vec![],
+            other_disks: vec![],
             lines: vec![],
         }
     }
@@ -74,6 +76,13 @@ impl GuestSpec {
     #[must_use]
     pub fn disks(mut self, sizes: &[u32]) -> Self {
         self.disks = sizes.to_vec();
+        self
+    }
+
+    /// With one more disk, as an entry of `disk=[...]` in the configuration file says it.
+    #[must_use]
+    pub fn another_disk(mut self, entry: &str) -> Self {
+        self.other_disks.push(format!("\"{entry}\""));
         self
     }
 
@@ -111,6 +120,7 @@ impl GuestSpec {
                     disk_path(&self.name, &vdev)
                 )
             })
+            .chain(self.other_disks.iter().cloned())
             .collect();
         // Writing to a String cannot fail.
         let _ = writeln!(

@@ -10,7 +10,7 @@ mod revert;
 use crate::args::{Arguments, Command, Output};
 use crate::render;
 use crate::terminal::Terminal;
-use libxl_ext::plan::Plan;
+use libxl_ext::plan::Request;
 use libxl_ext::snapshot::{Done, Host};
 use libxl_ext::{Error, ErrorKind, Result};
 use serde::Serialize;
@@ -44,13 +44,13 @@ impl Context {
     /// A command that changes something: prints the plan, or does it and prints what was done.
     fn change(
         &self,
+        domain: &str,
+        request: &Request,
         output: Output,
-        plan: impl FnOnce() -> Result<Plan>,
-        act: impl FnOnce() -> Result<Done>,
-        describe: impl FnOnce(&Done) -> Result<String>,
+        describe: impl FnOnce(&Done) -> String,
     ) -> Result<()> {
         if output.plan {
-            let plan = plan()?;
+            let plan = self.host.plan(domain, request, &self.terminal)?;
             self.terminal.finish();
             return if output.json {
                 print_json(&plan)
@@ -58,12 +58,12 @@ impl Context {
                 print(&plan.to_string())
             };
         }
-        let done = act()?;
+        let done = self.host.execute(domain, request, &self.terminal)?;
         self.terminal.finish();
         if output.json {
             print_json(&render::done_json(&self.host, &done))?;
         } else {
-            print(&describe(&done)?)?;
+            print(&describe(&done))?;
         }
         match done.left_over {
             None => Ok(()),

@@ -3,27 +3,26 @@
 use super::Context;
 use crate::args::Revert;
 use libxl_ext::Result;
-use libxl_ext::plan::RevertRequest;
+use libxl_ext::plan::{Request, RevertRequest};
 
 pub(super) fn run(context: &Context, args: &Revert) -> Result<()> {
     let request = RevertRequest {
         name: args.name.clone(),
         state: args.state(),
     };
-    let (host, terminal) = (&context.host, &context.terminal);
     context.change(
+        &args.domain,
+        &Request::Revert(request),
         args.output,
-        || host.plan_revert(&args.domain, &request, terminal),
-        || host.snapshot_revert(&args.domain, &request, terminal),
         |done| {
             let guest = args
                 .state()
                 .or(done.record.find(&args.name).ok().map(|found| found.guest));
             let guest = guest.map_or_else(String::new, |guest| format!(", {guest}"));
-            Ok(format!(
+            format!(
                 "Domain '{}': back at snapshot '{}'{guest}\n",
                 done.plan.domain, args.name
-            ))
+            )
         },
     )
 }

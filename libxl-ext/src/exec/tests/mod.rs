@@ -9,7 +9,7 @@ use crate::event::Unobserved;
 use crate::model::domain::DomainState;
 use crate::model::name::SnapshotName;
 use crate::model::record::RecordState;
-use crate::plan::{CreateRequest, DeleteRequest, RevertRequest};
+use crate::plan::{CreateRequest, DeleteRequest, Request, RevertRequest};
 use crate::snapshot::Host;
 use crate::store::Store;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -46,26 +46,34 @@ fn running(which: &str) -> Seen {
     )
 }
 
-fn create(host: &Host, name: &str) -> Result<()> {
-    let request = CreateRequest {
-        name: Some(SnapshotName::new(name)?),
-        description: None,
-    };
-    host.snapshot_create(NAME, &request, &Unobserved).map(drop)
-}
-
-fn revert(host: &Host, name: &str) -> Result<()> {
-    let request = RevertRequest {
-        name: name.into(),
-        state: None,
-    };
-    let done = host.snapshot_revert(NAME, &request, &Unobserved)?;
+fn execute(host: &Host, request: &Request) -> Result<()> {
+    let done = host.execute(NAME, request, &Unobserved)?;
     done.left_over.map_or(Ok(()), Err)
 }
 
+fn create(host: &Host, name: &str) -> Result<()> {
+    let name = Some(SnapshotName::new(name)?);
+    execute(
+        host,
+        &Request::Create(CreateRequest {
+            name,
+            description: None,
+        }),
+    )
+}
+
+fn revert(host: &Host, name: &str) -> Result<()> {
+    execute(
+        host,
+        &Request::Revert(RevertRequest {
+            name: name.into(),
+            state: None,
+        }),
+    )
+}
+
 fn delete(host: &Host, name: &str) -> Result<()> {
-    host.snapshot_delete(NAME, &DeleteRequest { name: name.into() }, &Unobserved)
-        .map(drop)
+    execute(host, &Request::Delete(DeleteRequest { name: name.into() }))
 }
 
 fn names(host: &Host) -> Vec<String> {

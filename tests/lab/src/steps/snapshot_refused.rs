@@ -25,8 +25,8 @@ pub(super) const STEPS: &[Step] = &[
         run: raw_disk,
     },
     Step {
-        name: "ts-snapshot-leaves-out-read-only-disks",
-        run: read_only_disk,
+        name: "ts-snapshot-leaves-out-a-cdrom",
+        run: cdrom,
     },
     Step {
         name: "ts-snapshot-refuses-damaged-memory",
@@ -119,17 +119,20 @@ fn raw_disk(context: &mut Context) -> Result<()> {
     Ok(())
 }
 
-fn read_only_disk(context: &mut Context) -> Result<()> {
+/// A CD-ROM drive: QEMU 7.2 does not attach other read-only qdisks to a PV guest at all ("Block node is
+/// read-only" in its log, and the guest's kernel fails over it).
+fn cdrom(context: &mut Context) -> Result<()> {
     context.needs_product()?;
     let lab = context.lab();
-    let guest = Guest::create(lab, &GuestSpec::pv("readonly").disks(&[16]))?;
+    let image = "/run/lab-cdrom.iso";
+    let spec = GuestSpec::pv("readonly")
+        .disks(&[16])
+        .another_disk(&format!(
+            "format=raw,vdev=xvdb,devtype=cdrom,backendtype=qdisk,target={image}"
+        ));
+    lab.run(&format!("truncate -s 4M {image}"))?;
+    let guest = Guest::create(lab, &spec)?;
     let product = Product::of(lab, &guest);
-    let image = format!("{}/ro.qcow2", guest.dir());
-    lab.run(&format!(
-        "qemu-img create -q -f qcow2 {image} 16M && \
-         xl block-attach {} format=qcow2,vdev=xvdb,access=ro,backendtype=qdisk,target={image}",
-        guest.name()
-    ))?;
     let output = product.try_run("snapshot-create -n x {}")?;
     assert_eq!(output.status, 0, "{}", output.stderr);
     ensure!(
@@ -137,7 +140,6 @@ fn read_only_disk(context: &mut Context) -> Result<()> {
         "{}",
         output.stderr
     );
-    ensure!(product.internal_snapshots(&image)?.is_empty());
     let life = guest.life_id()?;
     product.run("snapshot-revert {} x")?;
     assert_eq!(guest.life_id()?, life);
