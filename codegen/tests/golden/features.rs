@@ -262,10 +262,7 @@ pub struct Point {
 }
 impl Default for Point {
     fn default() -> Self {
-        Self {
-            x: -1,
-            y: Default::default(),
-        }
+        Self { x: -1, y: <u8>::default() }
     }
 }
 impl ::serde::Serialize for Point {
@@ -341,23 +338,23 @@ pub struct Everything {
 impl Default for Everything {
     fn default() -> Self {
         Self {
-            name: Default::default(),
-            r#type: Default::default(),
-            enabled: Default::default(),
-            enabled_new: Default::default(),
+            name: <libxl_idl_builtin::CText>::default(),
+            r#type: <bool>::default(),
+            enabled: <libxl_idl_builtin::Defbool>::default(),
+            enabled_new: <libxl_idl_builtin::Defbool>::default(),
             devid: -1,
             memory: u64::MAX,
-            size: Default::default(),
+            size: <usize>::default(),
             retries: 3,
-            cpus: Default::default(),
-            colour: Default::default(),
-            colours: Default::default(),
-            signal: Default::default(),
-            points: Default::default(),
-            disk: Default::default(),
-            nested: Default::default(),
-            u: Default::default(),
-            v: Default::default(),
+            cpus: <libxl_idl_builtin::Bitmap>::default(),
+            colour: <Colour>::default(),
+            colours: <Vec<Colour>>::default(),
+            signal: <Option<Signal>>::default(),
+            points: <Vec<Point>>::default(),
+            disk: <crate::imported::DeviceDisk>::default(),
+            nested: <EverythingNested>::default(),
+            u: <EverythingU>::default(),
+            v: <EverythingV>::default(),
         }
     }
 }
@@ -662,7 +659,7 @@ impl EverythingU {
     pub fn from_key(key: GuestKind) -> Self {
         match key {
             GuestKind::Invalid => Self::Invalid,
-            GuestKind::Hvm => Self::Hvm(Default::default()),
+            GuestKind::Hvm => Self::Hvm(<EverythingUHvm>::default()),
             GuestKind::Pv => Self::Pv,
             GuestKind::_9pfs => Self::_9pfs,
         }
@@ -739,7 +736,7 @@ impl EverythingV {
     /// The member for a value of the key, as initialised.
     pub fn from_key(key: Signal) -> Self {
         match key {
-            Signal::Error => Self::Error(Default::default()),
+            Signal::Error => Self::Error(<EverythingVError>::default()),
             Signal::Return => Self::Return,
         }
     }

@@ -6,7 +6,7 @@
 #include <libxl.h>
 
 /*
- * Flags of libxl_domain_snapshot_create, to be combined with a bitwise or.
+ * Flags of `libxl_domain_snapshot_create`, to be combined with a bitwise or.
  *
  * The type is not named like its values because a function has that name.
  */
@@ -25,7 +25,7 @@ const char *libxl_snapshot_create_to_string(libxl_snapshot_create p);
 int libxl_snapshot_create_from_string(const char *s, libxl_snapshot_create *e);
 extern libxl_enum_string_table libxl_snapshot_create_string_table[];
 
-/* Flags of libxl_domain_snapshot_delete, to be combined with a bitwise or. */
+/* Flags of `libxl_domain_snapshot_delete`, to be combined with a bitwise or. */
 typedef enum libxl_snapshot_delete {
     /* Also every descendant of the snapshot. */
     LIBXL_DOMAIN_SNAPSHOT_DELETE_CHILDREN = 1,

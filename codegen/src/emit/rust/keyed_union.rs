@@ -82,7 +82,7 @@ pub(super) fn emit(
             let payload = context.safe_type(payload)?;
             declared.push(quote!(#docs #variant(#payload)));
             keys.push(quote!(Self::#variant(_) => Some(#key_type::#variant)));
-            from_keys.push(quote!(#key_type::#variant => Self::#variant(Default::default())));
+            from_keys.push(quote!(#key_type::#variant => Self::#variant(<#payload>::default())));
         } else {
             let default = is_first.then(|| quote!(#[default]));
             declared.push(quote!(#docs #default #variant));
@@ -90,22 +90,27 @@ pub(super) fn emit(
             from_keys.push(quote!(#key_type::#variant => Self::#variant));
         }
     }
-    let payload_first = first.filter(|first| {
-        members
+    let payload_first = first.and_then(|first| {
+        let member = members
             .iter()
-            .any(|member| member.enumerator == first.c_name && member.ty.is_some())
+            .find(|member| member.enumerator == first.c_name)?;
+        Some((first, member.ty?))
     });
     let derived = payload_first.is_none().then(|| quote!(, Default));
-    let default = payload_first.map(|first| {
-        let variant = ident(&camel_case(&first.name));
-        quote! {
-            impl Default for #name {
-                fn default() -> Self {
-                    Self::#variant(Default::default())
+    let default = match payload_first {
+        Some((first, payload)) => {
+            let variant = ident(&camel_case(&first.name));
+            let payload = context.safe_type(payload)?;
+            quote! {
+                impl Default for #name {
+                    fn default() -> Self {
+                        Self::#variant(<#payload>::default())
+                    }
                 }
             }
         }
-    });
+        None => TokenStream::new(),
+    };
     if first.is_none() {
         declared.push(quote! {
             /// Not set yet: the key has the value zero, which means nothing.

@@ -31,7 +31,7 @@ pub(super) fn emit(
         let field_docs = docs(field.docs.as_ref(), &format!("`{c_name}.{}`", field.name));
         declared.push(quote!(#field_docs pub #field_name: #field_type));
         starts.push(match context.start(&c_name, field)? {
-            Start::Default => quote!(#field_name: Default::default()),
+            Start::Default => quote!(#field_name: <#field_type>::default()),
             Start::Value(value) => {
                 all_default = false;
                 quote!(#field_name: #value)
