@@ -86,6 +86,9 @@ fn malformed_values_are_errors() {
     fails::<Bitmap>(&json!([-1]));
     fails::<Hwcap>(&json!([1, 2, 3]));
     fails::<MsVmGenid>(&json!([256, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]));
+    fails::<CpuidPolicyList>(&json!("x"));
+    fails::<CpuidPolicyList>(&json!([1]));
+    fails::<CpuidPolicyList>(&json!({ "cpuid": [] }));
     fails::<KeyValueList>(&json!({ "a": 1 }));
 }
 
