@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const IDL: &str = "../idl/libxl_ext_types.idl";
 
 /// What we call of libxl, and the C library's functions for what it allocates and formats.
-const FUNCTIONS: &str = "libxl_(ctx_alloc|ctx_free|name_to_domid|domid_to_name|retrieve_domain_configuration\
+const FUNCTIONS: &str = "libxl_(ctx_alloc|ctx_free|childproc_setmode|name_to_domid|domid_to_name|retrieve_domain_configuration\
     |domain_config_(init|dispose|to_json)|domain_(suspend|resume|pause|unpause|destroy)|device_disk_.*)\
     |vsnprintf|free";
 

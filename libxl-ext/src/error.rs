@@ -33,7 +33,7 @@ pub enum ErrorKind {
     NoSpace,
     /// Another operation holds the lock of the domain.
     Locked,
-    /// The domain changed between planning and execution.
+    /// The domain is no longer what the plan was made for: somebody else changed it.
     Stale,
     /// A file of ours is damaged, or an image is not what its record says.
     Corrupt,

@@ -4,6 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::{DeviceDisk, ImageFacts, ImageFormat};
 use crate::model::domain::{DomainLife, DomainState, GuestType};
 use crate::model::name::SnapshotId;
+use crate::model::process::ProcessId;
 use crate::model::record::DomainRecord;
 use crate::port::{DomainView, Ports};
 use crate::store::{DomainStore, Store};
@@ -11,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::PathBuf;
-use xxhash_rust::xxh3::xxh3_128;
 
 /// All that a plan is made of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,6 +24,8 @@ pub struct Inventory {
     pub record: DomainRecord,
     /// Every qcow2 image that the running domain or a snapshot names; `None` where the file is missing.
     pub images: BTreeMap<PathBuf, Option<ImageFacts>>,
+    /// Why an image that is there could not be read; it counts as missing in `images`.
+    pub unreadable: BTreeMap<PathBuf, String>,
     /// Length in bytes of each snapshot's memory image; none where the file is missing.
     pub memory: BTreeMap<SnapshotId, u64>,
     /// Bytes that can be written below the store.
@@ -41,22 +43,10 @@ pub struct LiveDomain {
     pub guest_type: GuestType,
     /// Its memory, in bytes.
     pub memory_bytes: u64,
+    /// xl's process that acts on its reboot, poweroff and crash; none if it was started without.
+    pub monitor: Option<ProcessId>,
     /// Its disks, in the order of its configuration.
     pub disks: Vec<DeviceDisk>,
-}
-
-impl Inventory {
-    /// A hash of all that a plan's soundness rests on. Free space and memory size are left out: they
-    /// change by themselves, and running out of room is survived.
-    pub fn basis(&self) -> String {
-        let live = self
-            .live
-            .as_ref()
-            .map(|live| (live.life, live.state, &live.disks));
-        let basis = (&self.domain, live, &self.record, &self.images, &self.memory);
-        let text = serde_json::to_vec(&basis).unwrap_or_default();
-        format!("{:032x}", xxh3_128(&text))
-    }
 }
 
 /// A domain that a user named.
@@ -117,6 +107,25 @@ pub fn resolve(ports: &Ports, store: &Store, spec: &str) -> Result<Target> {
     Ok(target)
 }
 
+impl Target {
+    /// The domain of the same name as it is now.
+    ///
+    /// # Errors
+    /// If the host cannot be asked.
+    pub fn look_again(self, ports: &Ports) -> Result<Self> {
+        let view = match (ports.toolstack.domid_of(&self.name)?, self.view) {
+            (Some(domid), _) => ports.hypervisor.look(domid)?,
+            // A domain that is dying has lost its name.
+            (None, Some(before)) => ports
+                .hypervisor
+                .look(before.life.domid)?
+                .filter(|now| now.life == before.life),
+            (None, None) => None,
+        };
+        Ok(Self { view, ..self })
+    }
+}
+
 /// Looks at everything that belongs to a domain.
 ///
 /// # Errors
@@ -128,6 +137,7 @@ pub fn observe(ports: &Ports, target: &Target) -> Result<Inventory> {
         .map(|view| observe_live(ports, &target.name, view))
         .transpose()?;
     let mut images = BTreeMap::new();
+    let mut unreadable = BTreeMap::new();
     if let Some(live) = &live {
         // The domain's QEMU knows best what is in the images that it has open.
         if live
@@ -145,7 +155,13 @@ pub fn observe(ports: &Ports, target: &Target) -> Result<Inventory> {
     for proof in record.snapshots.iter().flat_map(|snapshot| &snapshot.disks) {
         let path = proof.target.image.to_path_buf();
         if let Entry::Vacant(unseen) = images.entry(path) {
-            let facts = ports.images.facts(unseen.key(), proof.target.format)?;
+            let facts = ports
+                .images
+                .facts(unseen.key(), proof.target.format)
+                .unwrap_or_else(|error| {
+                    unreadable.insert(unseen.key().clone(), error.report());
+                    None
+                });
             unseen.insert(facts);
         }
     }
@@ -162,6 +178,7 @@ pub fn observe(ports: &Ports, target: &Target) -> Result<Inventory> {
         live,
         record,
         images,
+        unreadable,
         memory,
         free_bytes: target.store.free_bytes()?,
     })
@@ -191,6 +208,7 @@ fn observe_live(ports: &Ports, name: &str, view: DomainView) -> Result<LiveDomai
         state: view.state,
         guest_type: configuration.guest_type,
         memory_bytes: view.memory_bytes,
+        monitor: ports.monitors.find(name)?,
         disks,
     })
 }

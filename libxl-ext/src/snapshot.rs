@@ -1,7 +1,7 @@
 //! Snapshots of domains: the calls that the command line and the C library make.
 //!
-//! Each one that changes something goes the same way: recover what an earlier process left, observe,
-//! plan, check, lock, observe again and refuse a stale plan, execute.
+//! Each one that changes something goes the same way: lock, recover what an earlier process left,
+//! observe, plan, check, execute.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
@@ -65,21 +65,7 @@ impl Host {
         request: &Request,
         observer: &dyn Observer,
     ) -> Result<Done> {
-        let plan = self.plan(domain, request, observer)?;
-        let target = resolve(&self.ports, &self.store, domain)?;
-        let lock = target.store.lock(LockWait::No)?;
-        // Whoever held the lock in between may have been killed.
-        exec::recover(&self.ports, &target.store, &lock, observer)?;
-        if observe(&self.ports, &target)?.basis() != plan.basis {
-            return Err(Error::new(
-                ErrorKind::Stale,
-                format!(
-                    "domain '{}' changed while the operation was prepared",
-                    target.name
-                ),
-            )
-            .hint("give the command again"));
-        }
+        let (target, lock, plan) = self.prepare(domain, request, observer)?;
         for note in &plan.notes {
             observer.note(note);
         }
@@ -96,12 +82,27 @@ impl Host {
     /// # Errors
     /// The refusals of the planner.
     pub fn plan(&self, domain: &str, request: &Request, observer: &dyn Observer) -> Result<Plan> {
-        let target = resolve(&self.ports, &self.store, domain)?;
-        self.recover(&target, observer)?;
+        self.prepare(domain, request, observer)
+            .map(|(_, _, plan)| plan)
+    }
+
+    /// Everything up to the first change. The lock comes first: what is observed under it no other
+    /// operation of ours can change.
+    fn prepare(
+        &self,
+        domain: &str,
+        request: &Request,
+        observer: &dyn Observer,
+    ) -> Result<(Target, DomainLock, Plan)> {
+        let named = resolve(&self.ports, &self.store, domain)?;
+        let lock = named.store.lock(LockWait::No)?;
+        self.recover_locked(&named, &lock, observer)?;
+        // Whoever held the lock before, and recovery too, may have given the domain another domid.
+        let target = named.look_again(&self.ports)?;
         let inventory = observe(&self.ports, &target)?;
         let plan = request.plan(&inventory, &Fresh::now())?;
         plan::check(&plan, &inventory)?;
-        Ok(plan)
+        Ok((target, lock, plan))
     }
 
     /// All snapshots of a domain, running or not.
@@ -155,10 +156,22 @@ impl Host {
         }
         let lock: DomainLock = match target.store.lock(LockWait::No) {
             Ok(lock) => lock,
-            Err(error) if error.kind() == ErrorKind::Locked => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::Locked => {
+                observer.note(&error.report());
+                return Ok(());
+            }
             Err(error) => return Err(error),
         };
-        match exec::recover(&self.ports, &target.store, &lock, observer)? {
+        self.recover_locked(target, &lock, observer)
+    }
+
+    fn recover_locked(
+        &self,
+        target: &Target,
+        lock: &DomainLock,
+        observer: &dyn Observer,
+    ) -> Result<()> {
+        match exec::recover(&self.ports, &target.store, lock, observer)? {
             Recovered::Nothing => {}
             Recovered::Finished(what) => {
                 observer.note(&format!("{what}, which had been interrupted, was finished"));

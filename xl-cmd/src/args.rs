@@ -46,10 +46,10 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     /// Name of the snapshot [default: the time in seconds since the epoch].
-    #[arg(short, long, value_parser = snapshot_name, allow_hyphen_values = true)]
+    #[arg(short, long, value_parser = snapshot_name)]
     pub(crate) name: Option<SnapshotName>,
     /// Words of your own.
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TEXT")]
     pub(crate) description: Option<String>,
     #[command(flatten)]
     pub(crate) output: Output,
@@ -77,7 +77,6 @@ pub(crate) struct Info {
     /// The domain.
     pub(crate) domain: String,
     /// The snapshot.
-    #[arg(allow_hyphen_values = true)]
     pub(crate) name: String,
 }
 
@@ -95,7 +94,6 @@ pub(crate) struct Revert {
     /// The domain.
     pub(crate) domain: String,
     /// The snapshot.
-    #[arg(allow_hyphen_values = true)]
     pub(crate) name: String,
 }
 
@@ -117,7 +115,6 @@ pub(crate) struct Delete {
     /// The domain.
     pub(crate) domain: String,
     /// The snapshot.
-    #[arg(allow_hyphen_values = true)]
     pub(crate) name: String,
 }
 
@@ -126,7 +123,6 @@ pub(crate) struct ExportMemory {
     /// The domain.
     pub(crate) domain: String,
     /// The snapshot.
-    #[arg(allow_hyphen_values = true)]
     pub(crate) name: String,
     /// The new file.
     pub(crate) file: PathBuf,
@@ -158,13 +154,16 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_looks_like_an_option_can_be_given() {
-        let arguments =
-            Arguments::try_parse_from(["xl-ext", "snapshot-create", "-n", "-rf", "g1"]).unwrap();
+    fn a_name_that_looks_like_an_option_has_to_be_meant() {
+        let parse = |words: &[&str]| Arguments::try_parse_from(["xl-ext"].iter().chain(words));
+        let arguments = parse(&["snapshot-create", "--name=-rf", "g1"]).unwrap();
         let Command::SnapshotCreate(create) = arguments.command else {
             panic!()
         };
         assert_eq!(create.name.unwrap().as_str(), "-rf");
+        assert!(parse(&["snapshot-create", "-n", "--plan", "g1"]).is_err());
+        assert!(parse(&["snapshot-revert", "g1", "--", "-rf"]).is_ok());
+        assert!(parse(&["snapshot-revert", "g1", "-rf"]).is_err());
     }
 
     #[test]

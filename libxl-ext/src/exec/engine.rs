@@ -4,7 +4,7 @@ use super::journal::Journal;
 use super::perform::{Measured, Performer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
-use crate::plan::{Operation, Plan};
+use crate::plan::{Operation, Plan, Step};
 use crate::port::Ports;
 use crate::store::{DomainLock, DomainStore};
 use std::cmp::Ordering;
@@ -34,7 +34,8 @@ pub fn run(
         store,
         observer,
         plan,
-        after_crash: false,
+        may_still_suspend: false,
+        killed_at: None,
     };
     let mut measured = Measured::default();
     let no_return = plan.point_of_no_return();
@@ -58,8 +59,9 @@ pub fn run(
         };
     }
     performer.withdraw_progress();
-    journal.close()?;
-    Ok(Outcome { left_over: None })
+    Ok(Outcome {
+        left_over: journal.close().err(),
+    })
 }
 
 fn abort_wanted(observer: &dyn Observer, harmless: bool) -> Result<()> {
@@ -77,15 +79,22 @@ fn give_up(
     mut journal: Journal,
     performer: &Performer<'_>,
 ) -> Error {
-    let outcome = match performer
+    let performer = Performer {
+        // libxl lost patience, but the guest may still have the request.
+        may_still_suspend: error.kind() == ErrorKind::GuestTimeout,
+        ..*performer
+    };
+    let undone = performer
         .take_back(&mut journal, at, 0)
-        .and_then(|()| journal.close())
-    {
+        .and_then(|()| journal.close());
+    performer.withdraw_progress();
+    match undone {
         Ok(()) => error.while_doing(format!(
-            "{} of '{}' failed, and domain '{}', its disks and its snapshots are as they were",
+            "{} of '{}' failed, and domain '{}', its disks and its snapshots {}",
             plan.operation.as_str(),
             plan.snapshot,
-            plan.domain
+            plan.domain,
+            aftermath(plan, at)
         )),
         Err(undo) => Error::new(
             ErrorKind::NeedsRepair,
@@ -98,9 +107,20 @@ fn give_up(
         )
         .because(undo)
         .hint("remove what stands in the way; the next command for this domain goes on with it"),
-    };
-    performer.withdraw_progress();
-    outcome
+    }
+}
+
+/// What was brought about by taking everything back, if the step `at` had begun.
+fn aftermath(plan: &Plan, at: usize) -> &'static str {
+    let destroyed = plan.steps[..=at].iter().find_map(|step| match step {
+        Step::Destroy { fallback, .. } => Some(fallback.is_some()),
+        _ => None,
+    });
+    match destroyed {
+        None => "are as they were",
+        Some(true) => "are as they were, under a new domid",
+        Some(false) => "are as they were, but that the domain, which had ended, is destroyed",
+    }
 }
 
 /// The operation is completed; only tidying up failed.
@@ -113,7 +133,9 @@ fn finish_later(
     performer.withdraw_progress();
     if plan.operation == Operation::SnapshotDelete {
         // The record says that the deletion has begun: giving the command again finishes it.
-        journal.close()?;
+        if let Err(close) = journal.close() {
+            tracing::warn!("{}", close.report());
+        }
         return Err(error
             .while_doing(format!(
                 "snapshot '{}' of domain '{}' is deleted only in part",

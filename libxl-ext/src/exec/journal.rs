@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// One event.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -43,6 +44,8 @@ pub(super) struct Progress {
     pub(super) begun: Option<usize>,
     /// How many steps are known to be done.
     pub(super) done: usize,
+    /// When the last entry was written.
+    pub(super) written: Option<SystemTime>,
     /// The step from which the undo had started, and how many of its steps were done.
     pub(super) undoing: Option<(usize, usize)>,
 }
@@ -66,7 +69,10 @@ impl Journal {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io(format!("read {}", path.display()), error)),
         };
-        let (progress, whole) = replay(&bytes, &path)?;
+        let (mut progress, whole) = replay(&bytes, &path)?;
+        progress.written = std::fs::metadata(&path)
+            .and_then(|file| file.modified())
+            .ok();
         let journal = Self::append_to(path)?;
         // What a crash cut short would hide the entries that follow it.
         journal
@@ -129,6 +135,7 @@ fn replay(bytes: &[u8], path: &Path) -> Result<(Progress, usize)> {
         plan: *plan,
         begun: None,
         done: 0,
+        written: None,
         undoing: None,
     };
     while let Ok((entry, next)) = Envelope::JOURNAL.open_next::<Entry>(rest, path) {
@@ -162,7 +169,6 @@ mod tests {
             steps: vec![Step::Announce],
             cost: Cost::default(),
             notes: Vec::new(),
-            basis: String::new(),
         }
     }
 

@@ -13,13 +13,17 @@ use crate::port::{DomainView, Ports};
 use crate::store::DomainStore;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long a guest that was asked to suspend when we were killed may take to do so.
 const SETTLE_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 8 });
 
 /// How often a domain may have been paused for us to let it run.
 const PAUSES_MAX: usize = 32;
+
+/// How long after its last entry in the journal an operation may still have written to images: QEMU
+/// flushes when it ends.
+const LAST_WRITES: Duration = Duration::from_secs(60);
 
 /// What was learned on the way and belongs into the record.
 #[derive(Default)]
@@ -34,9 +38,11 @@ pub(super) struct Performer<'a> {
     pub(super) store: &'a DomainStore,
     pub(super) observer: &'a dyn Observer,
     pub(super) plan: &'a Plan,
-    /// Whether an earlier process was killed in the middle, so that a guest may still be about to
-    /// suspend.
-    pub(super) after_crash: bool,
+    /// Whether the guest may still be about to suspend, because it was asked to and nobody waited for
+    /// it: we were killed, or libxl lost patience.
+    pub(super) may_still_suspend: bool,
+    /// When the process whose operation is being ended wrote last to the journal, if that was killed.
+    pub(super) killed_at: Option<SystemTime>,
 }
 
 impl Performer<'_> {
@@ -70,12 +76,12 @@ impl Performer<'_> {
             Step::Resume { life, guest } => self.resume(*life, *guest),
             Step::Seal { id } => self.store.seal_memory(*id),
             Step::Destroy { life, .. } => self.destroy(*life),
-            Step::ApplyImages { id, disks, .. } => disks
-                .iter()
-                .try_for_each(|disk| self.ports.images.apply_snapshot(disk, &id.tag())),
+            Step::ApplyImages { id, disks, .. } => self.apply_images(*id, disks),
             Step::Restore { id, uuid } => self.restore(*id, *uuid),
-            Step::RestoreUnlessAlive { id, life } => self.restore_unless_alive(*id, *life),
-            Step::DestroyRestored { uuid } => self.destroy_by_uuid(*uuid),
+            Step::BringBack { id, life, disks } => self.bring_back(*id, *life, disks),
+            Step::HoldMonitor { process } => self.ports.monitors.hold(*process),
+            Step::ReleaseMonitor { process } => self.ports.monitors.release(*process),
+            Step::DestroyRestored { uuid } => self.destroy_restored(*uuid),
             Step::Start { uuid, guest } => self.start(*uuid, *guest),
             Step::Commit { change } => self.commit(change, measured),
             Step::DeleteTags { id, disks } => self.delete_tags(*id, disks),
@@ -226,14 +232,19 @@ impl Performer<'_> {
         let Some(view) = self.settled(life)? else {
             return Ok(());
         };
-        if view.state != DomainState::Suspended {
-            return Ok(());
-        }
         if guest == GuestState::Paused && !view.paused {
             // Paused first, it does not run between the two.
             self.ports.toolstack.pause(life.domid)?;
         }
-        self.ports.toolstack.resume(life.domid)
+        if view.state == DomainState::Suspended {
+            self.ports.toolstack.resume(life.domid)?;
+        }
+        // An attempt to destroy a domain begins with a pause.
+        if guest == GuestState::Running {
+            self.wake(life)
+        } else {
+            Ok(())
+        }
     }
 
     fn settled(&self, life: DomainLife) -> Result<Option<DomainView>> {
@@ -241,7 +252,7 @@ impl Performer<'_> {
         loop {
             let view = self.look(life)?;
             let may_change = view.is_some_and(|view| view.state == DomainState::Running);
-            if !self.after_crash || !may_change || Instant::now() >= deadline {
+            if !self.may_still_suspend || !may_change || Instant::now() >= deadline {
                 return Ok(view);
             }
             std::thread::sleep(Duration::from_millis(100));
@@ -249,22 +260,25 @@ impl Performer<'_> {
     }
 
     fn destroy(&self, life: DomainLife) -> Result<()> {
-        if self.look(life)?.is_none() {
-            return Ok(());
+        match self.look(life)? {
+            Some(_) => self.ports.toolstack.destroy(life.domid),
+            None => Ok(()),
         }
-        // Taken before the domain goes: afterwards nothing leads to the process.
-        let qemu = self.ports.block.process(life);
-        self.ports.toolstack.destroy(life.domid)?;
-        match qemu {
-            Ok(qemu) => qemu.wait_until_gone(),
-            // A domain without disks of ours has no QEMU to wait for.
-            Err(_) => Ok(()),
-        }
+    }
+
+    fn apply_images(&self, id: SnapshotId, disks: &[DiskTarget]) -> Result<()> {
+        self.refuse_later_writes(disks)?;
+        disks
+            .iter()
+            .try_for_each(|disk| self.ports.images.apply_snapshot(disk, &id.tag()))
     }
 
     fn restore(&self, id: SnapshotId, uuid: uuid::Uuid) -> Result<()> {
         // What an earlier attempt left half-built.
-        self.destroy_by_uuid(uuid)?;
+        self.destroy_restored(uuid)?;
+        if let Some(view) = self.find_by_name()? {
+            return Err(self.usurped(view));
+        }
         self.ports
             .restorer
             .restore_paused(&self.store.memory_path(id))?;
@@ -284,18 +298,77 @@ impl Performer<'_> {
         }
     }
 
-    fn restore_unless_alive(&self, id: SnapshotId, life: DomainLife) -> Result<()> {
-        match self.look(life)? {
-            Some(view) if view.state != DomainState::Dying => Ok(()),
-            _ => self.restore(id, life.uuid),
+    fn bring_back(&self, id: SnapshotId, life: DomainLife, disks: &[DiskTarget]) -> Result<()> {
+        if self.is_intact(life, disks)? {
+            return Ok(());
         }
+        // The rest of a destruction that was interrupted, and what an earlier attempt left half-built:
+        // both have the images open.
+        self.destroy(life)?;
+        self.destroy_restored(life.uuid)?;
+        self.apply_images(id, disks)?;
+        self.restore(id, life.uuid)
     }
 
-    fn destroy_by_uuid(&self, uuid: uuid::Uuid) -> Result<()> {
+    /// Whether nobody has begun to destroy the domain: libxl ends its QEMU and takes its name before the
+    /// hypervisor ends the domain.
+    fn is_intact(&self, life: DomainLife, disks: &[DiskTarget]) -> Result<bool> {
+        let alive = self
+            .look(life)?
+            .is_some_and(|view| view.state != DomainState::Dying);
+        let named = self.ports.toolstack.domid_of(&self.plan.domain)? == Some(life.domid);
+        Ok(alive && named && (disks.is_empty() || self.ports.block.nodes(life).is_ok()))
+    }
+
+    /// A restored domain is paused until it is started, so one that is not paused is somebody else's.
+    fn destroy_restored(&self, uuid: uuid::Uuid) -> Result<()> {
         while let Some(view) = self.find_by_uuid(uuid)? {
+            if view.state != DomainState::Paused {
+                return Err(self.usurped(view));
+            }
             self.destroy(view.life)?;
         }
         Ok(())
+    }
+
+    fn usurped(&self, view: DomainView) -> Error {
+        Error::new(
+            ErrorKind::NeedsRepair,
+            format!(
+                "domain {} was started in the place of '{}' in the meantime",
+                view.life.domid, self.plan.domain
+            ),
+        )
+        .hint(self.ways_out())
+    }
+
+    /// A memory image fits the disks as they were left. If somebody used them since, it does not.
+    fn refuse_later_writes(&self, disks: &[DiskTarget]) -> Result<()> {
+        let Some(killed_at) = self.killed_at else {
+            return Ok(());
+        };
+        for disk in disks {
+            let written = std::fs::metadata(&disk.image).and_then(|image| image.modified());
+            if written.is_ok_and(|time| time > killed_at + LAST_WRITES) {
+                return Err(Error::new(
+                    ErrorKind::NeedsRepair,
+                    format!(
+                        "{} was written to after the operation had been interrupted",
+                        disk.image.display()
+                    ),
+                )
+                .hint(self.ways_out()));
+            }
+        }
+        Ok(())
+    }
+
+    fn ways_out(&self) -> String {
+        format!(
+            "to keep the disks as they are now, remove {}; to go back to the state before the \
+             interrupted command, shut the domain down, `touch` that file and give any command",
+            self.store.journal_path().display()
+        )
     }
 
     fn start(&self, uuid: uuid::Uuid, guest: GuestState) -> Result<()> {
@@ -321,13 +394,12 @@ impl Performer<'_> {
     fn delete_tags(&self, id: SnapshotId, disks: &[DiskTarget]) -> Result<()> {
         let tag = id.tag();
         let view = self.find_by_name()?;
-        let nodes = match view {
-            Some(view) => self.ports.block.nodes(view.life).unwrap_or_default(),
-            None => Vec::new(),
-        };
+        let nodes = view.map(|view| self.ports.block.nodes(view.life));
         for disk in disks {
-            match view {
-                Some(view) if nodes.iter().any(|node| node.image == disk.image) => {
+            match (view, &nodes) {
+                (Some(view), Some(Ok(nodes)))
+                    if nodes.iter().any(|node| node.image == disk.image) =>
+                {
                     self.ports.block.delete_snapshot(view.life, &tag, disk)?;
                 }
                 _ => self.ports.images.delete_snapshot(disk, &tag)?,

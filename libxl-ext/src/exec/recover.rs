@@ -30,6 +30,7 @@ pub fn recover(
     _lock: &DomainLock,
     observer: &dyn Observer,
 ) -> Result<Recovered> {
+    store.remove_temporaries()?;
     let Some((mut journal, progress)) = Journal::left_over(store)? else {
         return Ok(Recovered::Nothing);
     };
@@ -39,7 +40,8 @@ pub fn recover(
         store,
         observer,
         plan,
-        after_crash: true,
+        may_still_suspend: true,
+        killed_at: progress.written,
     };
     let what = format!("{} of '{}'", plan.operation.as_str(), plan.snapshot);
     if performer.committed()? {
@@ -50,7 +52,9 @@ pub fn recover(
             Ok(()) => journal.close().map(|()| Recovered::Finished(what)),
             Err(error) if plan.operation == Operation::SnapshotDelete => {
                 // The record says so too, and the user can give the command again.
-                journal.close()?;
+                if let Err(close) = journal.close() {
+                    tracing::warn!("{}", close.report());
+                }
                 observer.note(&format!("{what} is not finished: {}", error.report()));
                 Ok(Recovered::Nothing)
             }

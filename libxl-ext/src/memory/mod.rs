@@ -8,6 +8,8 @@ mod write;
 pub(crate) use prove::{export, prove};
 pub(crate) use write::write_image;
 
-/// Bytes that a memory image needs beyond the guest's memory: headers, page tables, the records of
-/// libxl and QEMU. Generous: a PV guest of 128 MiB was measured at 0.9 MiB.
-pub(crate) const OVERHEAD_BYTES: u64 = 4 << 20;
+/// Bytes that a memory image needs at most, for a guest with so many bytes of memory: the pages, eight
+/// bytes of number for each, page tables, headers, the records of libxl and QEMU.
+pub(crate) const fn estimate(memory_bytes: u64) -> u64 {
+    memory_bytes + memory_bytes / 512 + (4 << 20)
+}

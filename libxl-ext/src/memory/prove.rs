@@ -37,7 +37,8 @@ pub(crate) fn export(
     let done = scan(path, proof, observer, |chunk| {
         copy.write_all(chunk).map_err(failed)
     })
-    .and_then(|()| copy.sync_all().map_err(failed));
+    .and_then(|()| copy.sync_all().map_err(failed))
+    .and_then(|()| atomic::sync_parent(to));
     if done.is_err() {
         // The file is the one that we created; the failure above is the one to report.
         let _ = std::fs::remove_file(to);

@@ -3,5 +3,6 @@
 pub mod disk;
 pub mod domain;
 pub mod name;
+pub mod process;
 pub mod record;
 pub mod tree;

@@ -38,6 +38,7 @@ pub fn check(plan: &Plan, inventory: &Inventory) -> Result<()> {
         sealed: BTreeSet::new(),
         covered: BTreeSet::new(),
         proven: BTreeSet::new(),
+        monitor_held: false,
         committed: false,
     };
     for (at, step) in plan.steps.iter().enumerate() {
@@ -51,6 +52,8 @@ pub fn check(plan: &Plan, inventory: &Inventory) -> Result<()> {
     }
     let ends_well = if state.domain == Domain::Suspended {
         Err("the domain would be left suspended")
+    } else if state.monitor_held {
+        Err("xl's monitor would be left stopped")
     } else if state.domain == Domain::Restored {
         Err("nobody says how the restored domain goes on")
     } else if !state.committed {
@@ -103,6 +106,7 @@ struct Checker {
     /// Content that is kept: this snapshot holds this image.
     covered: BTreeSet<(SnapshotId, Box<Path>)>,
     proven: BTreeSet<SnapshotId>,
+    monitor_held: bool,
     committed: bool,
 }
 
@@ -246,8 +250,19 @@ impl Checker {
                     "deletes what a snapshot refers to",
                 )?;
             }
-            Step::RestoreUnlessAlive { .. } | Step::DestroyRestored { .. } | Step::Pause { .. } => {
+            Step::BringBack { .. } | Step::DestroyRestored { .. } | Step::Pause { .. } => {
                 return Err("belongs to an undo");
+            }
+            Step::HoldMonitor { .. } => {
+                require(!self.monitor_held, "stops a monitor that is stopped")?;
+                self.monitor_held = true;
+            }
+            Step::ReleaseMonitor { .. } => {
+                require(
+                    self.domain != Domain::Suspended,
+                    "lets the monitor see the suspend",
+                )?;
+                self.monitor_held = false;
             }
             Step::CreateDirectory { .. } | Step::Wake { .. } | Step::Announce => {}
         }

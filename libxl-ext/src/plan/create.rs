@@ -2,7 +2,7 @@
 
 use super::{Cost, Fresh, Operation, Plan, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::OVERHEAD_BYTES;
+use crate::memory;
 use crate::model::disk::{DeviceDisk, DiskTarget, ImageFormat};
 use crate::model::domain::{DomainState, GuestState, GuestType};
 use crate::model::name::SnapshotName;
@@ -56,7 +56,7 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
 
     let mut plan = Plan::new(inventory, Operation::SnapshotCreate, fresh, name.as_str());
     let (disks, snapshots) = choose_disks(inventory, live, &name, &mut plan.notes)?;
-    let estimate = live.memory_bytes + OVERHEAD_BYTES;
+    let estimate = memory::estimate(live.memory_bytes);
     plan.cost = Cost {
         memory_written: estimate,
         room_needed: estimate,
@@ -90,6 +90,8 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
     };
 
     plan.steps.push(Step::CreateDirectory { id });
+    plan.steps
+        .extend(live.monitor.map(|process| Step::HoldMonitor { process }));
     if guest == GuestState::Paused {
         plan.steps.push(Step::Wake { life });
         plan.notes
@@ -104,8 +106,10 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
     if !disks.is_empty() {
         plan.steps.push(Step::SnapshotDisks { life, id, disks });
     }
+    plan.steps.push(Step::Resume { life, guest });
+    plan.steps
+        .extend(live.monitor.map(|process| Step::ReleaseMonitor { process }));
     plan.steps.extend([
-        Step::Resume { life, guest },
         Step::Seal { id },
         Step::Commit {
             change: StoreChange::Add {

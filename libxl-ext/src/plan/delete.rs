@@ -32,11 +32,13 @@ pub fn delete(inventory: &Inventory, request: &DeleteRequest, fresh: &Fresh) -> 
         if matches!(inventory.images.get(&*proof.target.image), Some(Some(_))) {
             disks.push(proof.target.clone());
         } else {
-            plan.notes.push(format!(
-                "the image {} of {} is missing: there is nothing to delete in it",
-                proof.target.image.display(),
-                proof.target.vdev
-            ));
+            let why = match inventory.unreadable.get(&*proof.target.image) {
+                Some(why) => format!("cannot be read and is left as it is ({why})"),
+                None => "is missing: there is nothing to delete in it".to_owned(),
+            };
+            let image = proof.target.image.display();
+            plan.notes
+                .push(format!("the image {image} of {} {why}", proof.target.vdev));
         }
     }
     match inventory.record.children(Some(id)).count() {

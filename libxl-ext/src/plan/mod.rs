@@ -43,8 +43,6 @@ pub struct Plan {
     pub cost: Cost,
     /// What the user should know beforehand.
     pub notes: Vec<String>,
-    /// [`Inventory::basis`] of the inventory that it was made from.
-    pub basis: String,
 }
 
 /// The operations.
@@ -146,7 +144,6 @@ impl Plan {
                 ..Cost::default()
             },
             notes: Vec::new(),
-            basis: inventory.basis(),
         }
     }
 

@@ -6,7 +6,7 @@
 use super::create::{guest_state, require_room};
 use super::{Cost, Fresh, Operation, Plan, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::OVERHEAD_BYTES;
+use crate::memory;
 use crate::model::disk::DiskTarget;
 use crate::model::domain::{DomainState, GuestState};
 use crate::model::name::SnapshotId;
@@ -49,6 +49,9 @@ pub fn revert(inventory: &Inventory, request: &RevertRequest, fresh: &Fresh) -> 
             .as_ref()
             .is_some_and(|live| is_attached(live, disk))
     });
+    if let Some(live) = &inventory.live {
+        refuse_another_domain(live, record, &attached)?;
+    }
     let saved_memory = match &inventory.live {
         Some(live) => set_present_aside(inventory, live, safety, attached, &mut plan)?,
         None => false,
@@ -66,7 +69,12 @@ pub fn revert(inventory: &Inventory, request: &RevertRequest, fresh: &Fresh) -> 
         plan.steps.push(Step::Destroy {
             life: live.life,
             fallback,
+            disks: disks.clone(),
         });
+        if saved_memory {
+            plan.steps
+                .extend(live.monitor.map(|process| Step::ReleaseMonitor { process }));
+        }
         note_other_disks(live, &disks, &mut plan.notes);
     }
     if !disks.is_empty() {
@@ -121,7 +129,7 @@ fn set_present_aside(
         return Ok(false);
     }
     let guest = guest_state(&inventory.domain, live)?;
-    let estimate = live.memory_bytes + OVERHEAD_BYTES;
+    let estimate = memory::estimate(live.memory_bytes);
     require_room(inventory, estimate)?;
     plan.cost = Cost {
         memory_written: estimate,
@@ -132,6 +140,8 @@ fn set_present_aside(
         "the present state is saved first and dropped when the restored domain is there".into(),
     );
     plan.steps.push(Step::CreateDirectory { id: safety });
+    plan.steps
+        .extend(live.monitor.map(|process| Step::HoldMonitor { process }));
     if guest == GuestState::Paused {
         plan.steps.push(Step::Wake { life });
     }
@@ -150,6 +160,26 @@ fn set_present_aside(
     }
     plan.steps.push(Step::Seal { id: safety });
     Ok(true)
+}
+
+/// A domain of the name that is none of the snapshot's: it was reinstalled, or replaced.
+fn refuse_another_domain(
+    live: &LiveDomain,
+    record: &SnapshotRecord,
+    attached: &[DiskTarget],
+) -> Result<()> {
+    if live.life.uuid == record.domain_uuid || !attached.is_empty() || record.disks.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::DomainState,
+        format!(
+            "the running domain (domid {}) has another UUID than snapshot '{}' and none of its disks",
+            live.life.domid,
+            record.name()
+        ),
+    )
+    .hint("if it really is to be replaced, destroy it first"))
 }
 
 fn is_attached(live: &LiveDomain, target: &DiskTarget) -> bool {
@@ -208,7 +238,10 @@ fn require_restorable(inventory: &Inventory, record: &SnapshotRecord) -> Result<
             .images
             .get(&*proof.target.image)
             .and_then(Option::as_ref)
-            .ok_or_else(|| broken(format!("the image {image} of {vdev} is missing")))?;
+            .ok_or_else(|| match inventory.unreadable.get(&*proof.target.image) {
+                Some(why) => broken(format!("the image of {vdev} cannot be read: {why}")),
+                None => broken(format!("the image {image} of {vdev} is missing")),
+            })?;
         let held = facts
             .snapshot(&tag)
             .ok_or_else(|| broken(format!("the image {image} of {vdev} no longer holds {tag}")))?;

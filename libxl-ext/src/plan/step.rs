@@ -3,12 +3,13 @@
 use crate::model::disk::DiskTarget;
 use crate::model::domain::{DomainLife, GuestState};
 use crate::model::name::SnapshotId;
+use crate::model::process::ProcessId;
 use crate::model::record::SnapshotRecord;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use uuid::Uuid;
 
-/// One step. Doing a step again that was done before changes nothing.
+/// One step. Doing a step again that was done, or that was done in part, leads to the same.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub enum Step {
@@ -33,6 +34,16 @@ pub enum Step {
     Pause {
         /// The domain.
         life: DomainLife,
+    },
+    /// Stop xl's monitor of the domain, which would take a suspend for its end.
+    HoldMonitor {
+        /// The process.
+        process: ProcessId,
+    },
+    /// Let the monitor go on.
+    ReleaseMonitor {
+        /// The process.
+        process: ProcessId,
     },
     /// Suspend the domain and write its memory.
     SaveMemory {
@@ -73,13 +84,15 @@ pub enum Step {
         /// The snapshot.
         id: SnapshotId,
     },
-    /// Destroy the domain and wait until its QEMU has let go of the images.
+    /// Destroy the domain.
     Destroy {
         /// The domain.
         life: DomainLife,
         /// The memory image to bring it back from, with the state that it was in; none for a domain
         /// that could not go on anyway.
         fallback: Option<(SnapshotId, GuestState)>,
+        /// The images that the fallback's memory belongs to.
+        disks: Vec<DiskTarget>,
     },
     /// Make the images' content that of a snapshot.
     ApplyImages {
@@ -97,12 +110,14 @@ pub enum Step {
         /// UUID that the domain will have.
         uuid: Uuid,
     },
-    /// The same, unless the domain as it was is still there.
-    RestoreUnlessAlive {
+    /// Bring a domain back on the disks that its memory belongs to, unless it is still there, whole.
+    BringBack {
         /// The snapshot.
         id: SnapshotId,
         /// The domain as it was.
         life: DomainLife,
+        /// The images.
+        disks: Vec<DiskTarget>,
     },
     /// Remove a domain that was restored but not used.
     DestroyRestored {
@@ -181,18 +196,22 @@ impl Step {
                     disks: disks.clone(),
                 }]
             }
+            Self::HoldMonitor { process } => vec![Self::ReleaseMonitor { process: *process }],
             Self::Destroy {
                 life,
                 fallback: Some((id, guest)),
+                disks,
             } => vec![
-                Self::RestoreUnlessAlive {
+                Self::BringBack {
                     id: *id,
                     life: *life,
+                    disks: disks.clone(),
                 },
                 Self::Start {
                     uuid: life.uuid,
                     guest: *guest,
                 },
+                Self::Announce,
             ],
             Self::ApplyImages {
                 id,
@@ -210,7 +229,8 @@ impl Step {
             | Self::Resume { .. }
             | Self::Seal { .. }
             | Self::Destroy { fallback: None, .. }
-            | Self::RestoreUnlessAlive { .. }
+            | Self::BringBack { .. }
+            | Self::ReleaseMonitor { .. }
             | Self::DestroyRestored { .. }
             | Self::Start { .. }
             | Self::Commit { .. }
@@ -260,12 +280,22 @@ impl fmt::Display for Step {
                 write!(f, " to {}", id.tag())
             }
             Self::Restore { id, .. } => write!(f, "restore the domain from {id}/memory, paused"),
-            Self::RestoreUnlessAlive { id, life } => {
+            Self::BringBack { id, life, .. } => {
                 write!(
                     f,
                     "unless domain {} is still there, restore it from {id}/memory",
                     life.domid
                 )
+            }
+            Self::HoldMonitor { process } => {
+                write!(
+                    f,
+                    "stop xl's monitor (process {}) for the suspend",
+                    process.pid
+                )
+            }
+            Self::ReleaseMonitor { process } => {
+                write!(f, "let xl's monitor (process {}) go on", process.pid)
             }
             Self::DestroyRestored { .. } => f.write_str("destroy the restored domain"),
             Self::Start {

@@ -7,10 +7,12 @@ use crate::model::disk::{
 };
 use crate::model::domain::{DomainLife, DomainState, GuestState, GuestType};
 use crate::model::name::SnapshotName;
+use crate::model::process::ProcessId;
 use crate::model::record::{DiskProof, DomainRecord, MemoryProof, RecordState, SnapshotRecord};
 use crate::observe::LiveDomain;
 use crate::types::{DiskSnapshot, DomainSnapshot};
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 const MIB: u64 = 1 << 20;
@@ -47,6 +49,10 @@ fn live(vdevs: &[&str], state: DomainState) -> LiveDomain {
         state,
         guest_type: GuestType::Pv,
         memory_bytes: 128 * MIB,
+        monitor: Some(ProcessId {
+            pid: 4321,
+            started: 99,
+        }),
         disks: vdevs.iter().map(|vdev| device(vdev)).collect(),
     }
 }
@@ -110,6 +116,7 @@ fn inventory(vdevs: &[&str], state: Option<DomainState>, snapshots: u128) -> Inv
             .iter()
             .map(|vdev| (image(vdev).into(), Some(facts.clone())))
             .collect(),
+        unreadable: BTreeMap::new(),
         memory: record
             .snapshots
             .iter()

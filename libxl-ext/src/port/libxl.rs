@@ -8,12 +8,24 @@ use crate::event::Observer;
 use crate::model::domain::GuestType;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::ptr;
+use std::ptr::{self, NonNull};
+
+/// Children of libxl's are reaped by libxl, those of everybody else are not, as in xl itself.
+struct ChildHooks(sys::libxl_childproc_hooks);
+
+// SAFETY: it is never changed and holds no pointer to data.
+unsafe impl Sync for ChildHooks {}
+
+static CHILD_HOOKS: ChildHooks = ChildHooks(sys::libxl_childproc_hooks {
+    chldowner: sys::libxl_sigchld_owner_libxl_sigchld_owner_libxl_always_selective_reap,
+    fork_replacement: None,
+    reaped_callback: None,
+});
 
 /// A libxl context of our own, with its logger.
 pub struct Libxl {
     ctx: *mut sys::libxl_ctx,
-    logger: Box<Logger>,
+    logger: NonNull<Logger>,
 }
 
 impl Libxl {
@@ -22,31 +34,45 @@ impl Libxl {
     /// # Errors
     /// If this is not a Xen host's domain 0, or the caller is not root.
     pub fn open() -> Result<Self> {
-        let logger = Box::new(Logger::new());
-        let mut ctx = ptr::null_mut();
-        // SAFETY: the out-pointer is ours; the logger is boxed and outlives the context, since `drop`
-        // frees the context first.
-        let rc = unsafe { sys::libxl_ctx_alloc(&raw mut ctx, 0, 0, logger.as_xtl()) };
-        if rc != 0 || ctx.is_null() {
-            return Err(explain(&logger, rc, "open libxl".into())
+        let logger = NonNull::from(Box::leak(Box::new(Logger::new())));
+        let mut libxl = Self {
+            ctx: ptr::null_mut(),
+            logger,
+        };
+        // SAFETY: the out-pointer is ours; libxl sees the first field of the logger, which lives until
+        // `drop` has freed the context.
+        let rc = unsafe { sys::libxl_ctx_alloc(&raw mut libxl.ctx, 0, 0, logger.as_ptr().cast()) };
+        if rc != 0 || libxl.ctx.is_null() {
+            return Err(explain(libxl.logger(), rc, "open libxl".into())
                 .hint("run this as root in domain 0 of a Xen host"));
         }
-        Ok(Self { ctx, logger })
+        // SAFETY: the hooks are static. In its default mode libxl would reap every child of the process.
+        unsafe {
+            sys::libxl_childproc_setmode(libxl.ctx, &raw const CHILD_HOOKS.0, ptr::null_mut());
+        }
+        Ok(libxl)
+    }
+
+    fn logger(&self) -> &Logger {
+        // SAFETY: it came out of a box and is given back to one in `drop`; libxl only reads through it.
+        unsafe { self.logger.as_ref() }
     }
 
     fn check(&self, rc: c_int, what: impl FnOnce() -> String) -> Result<()> {
         if rc == 0 {
-            self.logger.take_errors();
+            self.logger().take_errors();
             return Ok(());
         }
-        Err(explain(&self.logger, rc, what()))
+        Err(explain(self.logger(), rc, what()))
     }
 }
 
 impl Drop for Libxl {
     fn drop(&mut self) {
-        // SAFETY: the context came from libxl_ctx_alloc and is freed once.
+        // SAFETY: the context came from libxl_ctx_alloc, or is null, and is freed once.
         unsafe { sys::libxl_ctx_free(self.ctx) };
+        // SAFETY: the logger came out of a box, and with the context its last user is gone.
+        drop(unsafe { Box::from_raw(self.logger.as_ptr()) });
     }
 }
 
@@ -135,15 +161,19 @@ impl Toolstack for Libxl {
         let mut domid = 0;
         // SAFETY: the name is a C string, the out-pointer is ours.
         let rc = unsafe { sys::libxl_name_to_domid(self.ctx, c_name.as_ptr(), &raw mut domid) };
-        // Whatever else is wrong, libxl calls it "not found" here, as xl's own look-up takes it.
-        self.logger.take_errors();
-        Ok((rc == 0).then_some(domid))
+        if rc == sys::libxl_error_ERROR_INVAL {
+            // How libxl says that there is none.
+            self.logger().take_errors();
+            return Ok(None);
+        }
+        self.check(rc, || format!("look for domain '{name}'"))?;
+        Ok(Some(domid))
     }
 
     fn name_of(&self, domid: u32) -> Result<Option<String>> {
         // SAFETY: libxl_domid_to_name returns null or a string from malloc that the caller frees.
         let name = unsafe { adopt(sys::libxl_domid_to_name(self.ctx, domid)) };
-        self.logger.take_errors();
+        self.logger().take_errors();
         Ok(name)
     }
 
@@ -188,7 +218,7 @@ impl Toolstack for Libxl {
 
     fn suspend_to(&self, domid: u32, sink: BorrowedFd<'_>, observer: &dyn Observer) -> Result<()> {
         // SAFETY: the descriptor stays open for the call; a null `ao_how` makes the call wait.
-        let rc = self.logger.observed(observer, || unsafe {
+        let rc = self.logger().observed(observer, || unsafe {
             sys::libxl_domain_suspend(self.ctx, domid, sink.as_raw_fd(), 0, ptr::null())
         });
         self.check(rc, || format!("save the memory of domain {domid}"))

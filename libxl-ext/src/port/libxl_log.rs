@@ -32,11 +32,6 @@ impl Logger {
         }
     }
 
-    /// What libxl takes for a logger. It must not outlive the box.
-    pub(super) fn as_xtl(&self) -> *mut sys::xentoollog_logger {
-        (&raw const *self).cast_mut().cast()
-    }
-
     /// The error messages since the last call, oldest first.
     pub(super) fn take_errors(&self) -> Vec<String> {
         self.errors.take()

@@ -6,14 +6,16 @@
 //! | [`Toolstack`] | libxl, by bindgen on the installed headers | the only one who may suspend and destroy |
 //! | [`BlockLayer`] | QMP of the domain's QEMU | all disks of a running guest in one transaction |
 //! | [`Images`] | `qemu-img` | images that no QEMU has open |
+//! | [`Monitors`] | `/proc` and signals | xl has no other way to be told |
 //! | [`Restorer`] | `xl restore` | leaves xl's own monitor behind, so reboot and poweroff act as `on_*` says |
 //! | [`NoticeBoard`] | `xenstore-rs` | tells other tools what goes on; never believed |
 
-mod device_model;
 pub mod libxl;
 mod libxl_log;
 #[doc(hidden)]
 pub mod libxl_sys;
+pub mod monitor;
+mod proc;
 pub mod qemu_img;
 pub mod qmp;
 mod qmp_wire;
@@ -26,6 +28,7 @@ use crate::error::Result;
 use crate::event::Observer;
 use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, Stamp};
 use crate::model::domain::{DomainLife, DomainState, GuestType};
+use crate::model::process::ProcessId;
 use serde_json::Value;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -154,24 +157,9 @@ pub trait BlockLayer {
     /// # Errors
     /// If QEMU refuses.
     fn delete_snapshot(&self, life: DomainLife, tag: &str, disk: &DiskTarget) -> Result<()>;
-
-    /// What can be waited for until the domain's QEMU has let go of its images.
-    ///
-    /// # Errors
-    /// If QEMU cannot be reached.
-    fn process(&self, life: DomainLife) -> Result<Box<dyn DeviceModel>>;
 }
 
-/// The process of a domain's QEMU.
-pub trait DeviceModel {
-    /// Waits until the process has ended.
-    ///
-    /// # Errors
-    /// If it is still there after a while.
-    fn wait_until_gone(&self) -> Result<()>;
-}
-
-/// Images that nobody has open.
+/// Images that nobody has open. Whoever changes one makes sure of that first.
 pub trait Images {
     /// What is in an image; `None` where there is no file.
     ///
@@ -196,6 +184,27 @@ pub trait Images {
     /// # Errors
     /// If the image is in use or damaged.
     fn delete_snapshot(&self, disk: &DiskTarget, tag: &str) -> Result<()>;
+}
+
+/// The processes that act on what the guests do.
+pub trait Monitors {
+    /// The monitor of the domain of the given name; none where the domain was started without.
+    ///
+    /// # Errors
+    /// If the processes cannot be listed.
+    fn find(&self, domain: &str) -> Result<Option<ProcessId>>;
+
+    /// Stops a monitor, so that it takes no notice of a suspend. One that is gone is no error.
+    ///
+    /// # Errors
+    /// If it does not stop.
+    fn hold(&self, process: ProcessId) -> Result<()>;
+
+    /// Lets a monitor go on. One that is gone is no error.
+    ///
+    /// # Errors
+    /// If it cannot be signalled.
+    fn release(&self, process: ProcessId) -> Result<()>;
 }
 
 /// Whoever makes a domain out of a memory image.
@@ -232,6 +241,8 @@ pub struct Ports {
     pub block: Box<dyn BlockLayer>,
     /// `qemu-img`.
     pub images: Box<dyn Images>,
+    /// xl's monitors.
+    pub monitors: Box<dyn Monitors>,
     /// `xl restore`.
     pub restorer: Box<dyn Restorer>,
     /// xenstore.
@@ -249,6 +260,7 @@ impl Ports {
             toolstack: Box::new(libxl::Libxl::open()?),
             block: Box::new(qmp::QemuMonitors),
             images: Box::new(qemu_img::QemuImg),
+            monitors: Box::new(monitor::XlMonitors),
             restorer: Box::new(xl::Xl),
             board: Box::new(xenstore::Xenstore),
         })

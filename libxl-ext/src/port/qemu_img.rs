@@ -1,7 +1,7 @@
 //! `qemu-img` behind [`Images`]. The format of an image is always given, never probed.
 
 use super::subprocess::{self, Death};
-use super::{Images, stamp};
+use super::{Images, proc, stamp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, InternalSnapshot};
 use serde::Deserialize;
@@ -79,6 +79,8 @@ fn snapshot(disk: &DiskTarget, action: &str, tag: &str, verb: &str) -> Result<()
         disk.image.display(),
         disk.vdev
     );
+    // A QEMU would not notice that the image changes under it.
+    proc::wait_until_closed(&disk.image).map_err(|error| error.while_doing(&what))?;
     let arguments = ["snapshot", action, tag, "--image-opts"].map(OsString::from);
     qemu_img(
         arguments
@@ -100,8 +102,15 @@ fn qemu_img(arguments: impl Iterator<Item = OsString>, what: &str) -> Result<Vec
 /// can be taken for a protocol.
 fn options(image: &Path, format: ImageFormat) -> OsString {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
-    let mut text =
-        format!("driver={},file.driver=file,file.filename=", format.driver()).into_bytes();
+    use std::os::unix::fs::FileTypeExt;
+    // QEMU takes block devices (LVM) by another driver than files.
+    let is_device = std::fs::metadata(image).is_ok_and(|meta| meta.file_type().is_block_device());
+    let protocol = if is_device { "host_device" } else { "file" };
+    let head = format!(
+        "driver={},file.driver={protocol},file.filename=",
+        format.driver()
+    );
+    let mut text = head.into_bytes();
     for byte in OsStr::as_bytes(image.as_os_str()) {
         text.push(*byte);
         if *byte == b',' {

@@ -2,10 +2,9 @@
 //!
 //! libxl takes a lock for as long as it is connected, since a socket has room for one client; so do we.
 
-use super::device_model::Process;
 use super::qemu_img::SnapshotInfo;
 use super::qmp_wire::{Command, Monitor};
-use super::{BlockLayer, BlockNode, DeviceModel};
+use super::{BlockLayer, BlockNode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::{DiskTarget, ImageFacts};
 use crate::model::domain::DomainLife;
@@ -148,15 +147,10 @@ impl BlockLayer for QemuMonitors {
         };
         qemu.monitor.run(&command).map(drop)
     }
-
-    fn process(&self, life: DomainLife) -> Result<Box<dyn DeviceModel>> {
-        let qemu = Locked::connect(life)?;
-        Ok(Box::new(Process::new(qemu.monitor.peer()?)))
-    }
 }
 
 /// The node of a disk, found by its image: node names are QEMU's, the image is in our records.
-pub(crate) fn node_of<'a>(nodes: &'a [BlockNode], disk: &DiskTarget) -> Result<&'a BlockNode> {
+fn node_of<'a>(nodes: &'a [BlockNode], disk: &DiskTarget) -> Result<&'a BlockNode> {
     nodes
         .iter()
         .find(|node| node.driver == disk.format.driver() && node.image == disk.image)

@@ -57,6 +57,8 @@ pub(super) fn run(mut command: Command, death: Death, what: &str) -> Result<Vec<
     let mut complaint = tempfile::tempfile().map_err(failed)?;
     command
         .env("LC_ALL", "C")
+        // ^C is for us alone: we decide what becomes of a program that changes a domain or an image.
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(output.try_clone().map_err(failed)?)
         .stderr(complaint.try_clone().map_err(failed)?);

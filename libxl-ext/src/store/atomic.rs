@@ -7,6 +7,9 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
+/// How the names of temporary files begin.
+pub(super) const TEMPORARY: &str = ".new-";
+
 /// Replaces `path` by `content`: temporary file in the same directory, fsync, rename, fsync of the
 /// directory.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
@@ -14,7 +17,7 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
     let failed = |error: std::io::Error| Error::io(format!("write {}", path.display()), error);
     // tempfile creates with mode 0600, exclusively, under a name that nobody can guess.
     let mut temporary = tempfile::Builder::new()
-        .prefix(".new-")
+        .prefix(TEMPORARY)
         .tempfile_in(directory)
         .map_err(failed)?;
     temporary.write_all(content).map_err(failed)?;
@@ -56,6 +59,15 @@ pub(crate) fn sync_directory(path: &Path) -> Result<()> {
     File::open(path)
         .and_then(|directory| directory.sync_all())
         .map_err(|error| Error::io(format!("fsync directory {}", path.display()), error))
+}
+
+/// Waits until the directory that a file is in is on the disk.
+pub(crate) fn sync_parent(path: &Path) -> Result<()> {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => sync_directory(Path::new(".")),
+        Some(parent) => sync_directory(parent),
+        None => Ok(()),
+    }
 }
 
 fn parent(path: &Path) -> Result<&Path> {

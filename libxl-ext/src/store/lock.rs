@@ -9,6 +9,9 @@ use std::io::{Read, Seek, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+/// How long a child of a process that was killed may keep its lock.
+const INHERITED_LIMIT: Duration = Duration::from_secs(20);
+
 /// What to do while another operation holds the lock.
 #[derive(Clone, Copy, Debug)]
 pub enum LockWait {
@@ -36,10 +39,16 @@ impl DomainLock {
             LockWait::No => Instant::now(),
             LockWait::AtMost(limit) => Instant::now() + limit,
         };
+        let inherited = Instant::now() + INHERITED_LIMIT;
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => break,
                 Err(Errno::AGAIN) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                // libxl's children hold copies of our files until they end; so the lock of a process that
+                // was killed may be held a little longer than that lived.
+                Err(Errno::AGAIN) if !holder_lives(&mut file) && Instant::now() < inherited => {
                     std::thread::sleep(Duration::from_millis(50));
                 }
                 Err(Errno::AGAIN) => return Err(busy(&mut file, domain)),
@@ -62,12 +71,22 @@ impl Drop for DomainLock {
     }
 }
 
-fn busy(file: &mut File, domain: &str) -> Error {
+/// Who wrote the file last, as text.
+fn holder(file: &mut File) -> String {
     let mut holder = String::new();
     let _ = file
         .rewind()
         .and_then(|()| file.take(32).read_to_string(&mut holder));
-    let holder = match holder.trim() {
+    holder.trim().to_owned()
+}
+
+fn holder_lives(file: &mut File) -> bool {
+    let holder = holder(file);
+    holder.is_empty() || Path::new("/proc").join(holder).exists()
+}
+
+fn busy(file: &mut File, domain: &str) -> Error {
+    let holder = match holder(file).as_str() {
         "" => String::new(),
         pid => format!(" (process {pid})"),
     };

@@ -146,8 +146,7 @@ impl DomainStore {
     /// # Errors
     /// [`ErrorKind::Io`] or [`ErrorKind::NoSpace`].
     pub fn create_snapshot_directory(&self, id: SnapshotId) -> Result<()> {
-        private_directory(&self.snapshot_directory(id))?;
-        atomic::sync_directory(&self.directory)
+        private_directory(&self.snapshot_directory(id))
     }
 
     /// Makes a memory image that was written completely durable and gives it its final name.
@@ -185,6 +184,25 @@ impl DomainStore {
         }
     }
 
+    /// Removes what a crash left of a file that was being replaced. For the holder of the lock alone.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn remove_temporaries(&self) -> Result<()> {
+        let failed = |error| Error::io(format!("tidy up {}", self.directory.display()), error);
+        for entry in fs::read_dir(&self.directory).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if entry
+                .file_name()
+                .as_encoded_bytes()
+                .starts_with(atomic::TEMPORARY.as_bytes())
+            {
+                absent_is_fine(fs::remove_file(entry.path())).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Bytes that can still be written below the store.
     ///
     /// # Errors
@@ -217,12 +235,25 @@ pub(crate) fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
+/// Creates a directory and those above it that are missing, so that a power cut does not take them.
 fn private_directory(path: &Path) -> Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|error| Error::io(format!("create directory {}", path.display()), error))
+    let missing: Vec<_> = path
+        .ancestors()
+        .take_while(|ancestor| !ancestor.exists())
+        .collect();
+    for directory in missing.into_iter().rev() {
+        let created = fs::DirBuilder::new().mode(0o700).create(directory);
+        match created {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Error::io(
+                    format!("create directory {}", directory.display()),
+                    error,
+                ));
+            }
+            _ => atomic::sync_directory(directory.parent().unwrap_or(Path::new("/")))?,
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -53,7 +53,9 @@ fn show(lab: &Lab, stage: &Path, phases: &mut Phases) -> Result<()> {
     let product = Product::of(lab, &guest).store("/var/lib/xen/libxl-ext");
     dom0(lab, "xl list")?;
 
-    phases.time("the guest writes to both disks", || write(&guest, "first"))?;
+    phases.time("the guest writes to memory and both disks", || {
+        write(&guest, "first")
+    })?;
     let before = Seen::look(&guest)?;
     before.print("before the snapshot");
 
@@ -80,7 +82,7 @@ fn show(lab: &Lab, stage: &Path, phases: &mut Phases) -> Result<()> {
         "the disks are not those of the snapshot"
     );
     ensure!(
-        back.life == before.life,
+        back.life == before.life && back.word == before.word,
         "the memory is not that of the snapshot"
     );
     ensure!(
@@ -110,6 +112,7 @@ fn show(lab: &Lab, stage: &Path, phases: &mut Phases) -> Result<()> {
 /// What a person would compare.
 struct Seen {
     life: String,
+    word: String,
     counter: u64,
     sums: Vec<String>,
 }
@@ -118,6 +121,7 @@ impl Seen {
     fn look(guest: &Guest<'_>) -> Result<Self> {
         Ok(Self {
             life: guest.life_id()?,
+            word: guest.get_memory("word")?,
             sums: DISKS
                 .iter()
                 .map(|vdev| guest.sum(vdev, OFFSET, LENGTH))
@@ -129,8 +133,8 @@ impl Seen {
     fn print(&self, when: &str) {
         println!("   {when}, the guest says:");
         println!(
-            "     memory  counter {}, booted as {}",
-            self.counter, self.life
+            "     memory  counter {}, a word \"{}\", booted as {}",
+            self.counter, self.word, self.life
         );
         for (vdev, sum) in DISKS.iter().zip(&self.sums) {
             println!("     {vdev}    md5 {sum}");
@@ -140,6 +144,7 @@ impl Seen {
 }
 
 fn write(guest: &Guest<'_>, word: &str) -> Result<()> {
+    guest.set_memory("word", word)?;
     DISKS
         .iter()
         .try_for_each(|vdev| guest.write(vdev, OFFSET, LENGTH, &format!("{word}-{vdev}")))

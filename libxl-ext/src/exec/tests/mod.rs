@@ -120,6 +120,10 @@ fn assert_whole(shared: &Shared, root: &Path, what: &str) {
     let record = store.load().unwrap();
     assert!(!store.journal_path().exists(), "{what}: a journal is left");
     let world = shared.0.borrow();
+    assert!(world.domains.len() <= 1, "{what}: {:?}", world.domains);
+    for domain in world.domains.values() {
+        assert!(!domain.monitor_held && !domain.gutted, "{what}: {domain:?}");
+    }
     for snapshot in &record.snapshots {
         assert_eq!(snapshot.state, RecordState::Complete, "{what}");
         let number = if snapshot.name() == "one" { "0" } else { "1" };

@@ -5,8 +5,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
 use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, InternalSnapshot, Stamp};
 use crate::model::domain::{DomainLife, DomainState, GuestType};
+use crate::model::process::ProcessId;
 use crate::port::{
-    BlockLayer, BlockNode, Configuration, DeviceModel, DomainView, Hypervisor, Images, NoticeBoard,
+    BlockLayer, BlockNode, Configuration, DomainView, Hypervisor, Images, Monitors, NoticeBoard,
     Ports, Restorer, Toolstack,
 };
 use crate::snapshot::Host;
@@ -42,6 +43,12 @@ pub(super) struct Domain {
     pub(super) uuid: Uuid,
     /// Running or suspended.
     pub(super) suspended: bool,
+    /// Its QEMU has ended and its name is gone, as in the middle of a destruction.
+    pub(super) gutted: bool,
+    /// xl's process.
+    pub(super) monitor: ProcessId,
+    /// Whether that is stopped.
+    pub(super) monitor_held: bool,
     /// How often it was paused.
     pub(super) pauses: u32,
     pub(super) memory: String,
@@ -99,6 +106,9 @@ impl Shared {
         let domain = Domain {
             uuid: Uuid::from_u128(7),
             suspended: false,
+            gutted: false,
+            monitor: ProcessId { pid: 1, started: 0 },
+            monitor_held: false,
             pauses: 0,
             memory: "memory 0".into(),
         };
@@ -121,6 +131,7 @@ impl Shared {
             toolstack: Box::new(self.clone()),
             block: Box::new(self.clone()),
             images: Box::new(self.clone()),
+            monitors: Box::new(self.clone()),
             restorer: Box::new(self.clone()),
             board: Box::new(self.clone()),
         };
@@ -174,18 +185,40 @@ impl World {
             .ok_or_else(|| impossible("no such domain"))
     }
 
+    fn with_qemu(&mut self, domid: u32) -> Result<()> {
+        if self.domain(domid)?.gutted {
+            Err(impossible("QEMU is gone"))
+        } else {
+            Ok(())
+        }
+    }
+
     fn image(&mut self, path: &Path) -> Result<&mut Image> {
         self.images
             .get_mut(path)
             .ok_or_else(|| impossible("no such image"))
     }
 
-    /// What QEMU's image locks see to.
+    /// What the real port makes sure of before it writes.
     fn closed_image(&mut self, path: &Path) -> Result<&mut Image> {
-        if self.domains.is_empty() {
+        if self.domains.values().all(|domain| domain.gutted) {
             self.image(path)
         } else {
             Err(impossible("the image is in use"))
+        }
+    }
+
+    fn monitor(&mut self, process: ProcessId, held: bool) {
+        let domain = self
+            .domains
+            .values_mut()
+            .find(|domain| domain.monitor == process);
+        if let Some(domain) = domain {
+            assert!(
+                held || !domain.suspended,
+                "the monitor sees the suspend and exits"
+            );
+            domain.monitor_held = held;
         }
     }
 
@@ -237,7 +270,10 @@ impl Hypervisor for Shared {
 impl Toolstack for Shared {
     fn domid_of(&self, name: &str) -> Result<Option<u32>> {
         assert_eq!(name, NAME);
-        self.call(|world| Ok(world.domains.keys().next().copied()))
+        self.call(|world| {
+            let named = world.domains.iter().find(|(_, domain)| !domain.gutted);
+            Ok(named.map(|(domid, _)| *domid))
+        })
     }
 
     fn name_of(&self, _domid: u32) -> Result<Option<String>> {
@@ -272,6 +308,10 @@ impl Toolstack for Shared {
                 DomainState::Running,
                 "a guest has to run to suspend"
             );
+            assert!(
+                domain.monitor_held,
+                "the monitor sees the suspend and exits"
+            );
             domain.suspended = true;
             let mut sink = std::fs::File::from(sink.as_fd().try_clone_to_owned().unwrap());
             sink.write_all(domain.memory.as_bytes())
@@ -283,6 +323,7 @@ impl Toolstack for Shared {
         self.call(|world| {
             let domain = world.domain(domid)?;
             assert!(domain.suspended, "resumed without a suspend");
+            assert!(!domain.gutted, "resumed without its QEMU");
             domain.suspended = false;
             Ok(())
         })
@@ -304,6 +345,15 @@ impl Toolstack for Shared {
     }
 
     fn destroy(&self, domid: u32) -> Result<()> {
+        // As libxl does it: pause, end QEMU, take the name, and only then the domain.
+        self.call(|world| {
+            world.domain(domid)?.pauses += 1;
+            Ok(())
+        })?;
+        self.call(|world| {
+            world.domain(domid)?.gutted = true;
+            Ok(())
+        })?;
         self.call(|world| {
             world.domains.remove(&domid);
             Ok(())
@@ -314,7 +364,7 @@ impl Toolstack for Shared {
 impl BlockLayer for Shared {
     fn nodes(&self, life: DomainLife) -> Result<Vec<BlockNode>> {
         self.call(|world| {
-            world.domain(life.domid)?;
+            world.with_qemu(life.domid)?;
             let nodes = world.images.iter().map(|(path, image)| BlockNode {
                 node_name: path.display().to_string(),
                 driver: "qcow2".into(),
@@ -327,7 +377,7 @@ impl BlockLayer for Shared {
 
     fn snapshot(&self, life: DomainLife, tag: &str, disks: &[DiskTarget]) -> Result<()> {
         self.call(|world| {
-            world.domain(life.domid)?;
+            world.with_qemu(life.domid)?;
             world.clock += 1;
             let clock = world.clock;
             for disk in disks {
@@ -342,20 +392,30 @@ impl BlockLayer for Shared {
 
     fn delete_snapshot(&self, life: DomainLife, tag: &str, disk: &DiskTarget) -> Result<()> {
         self.call(|world| {
-            world.domain(life.domid)?;
+            world.with_qemu(life.domid)?;
             world.image(&disk.image)?.snapshots.remove(tag);
             Ok(())
         })
     }
-
-    fn process(&self, _life: DomainLife) -> Result<Box<dyn DeviceModel>> {
-        self.call(|_| Ok(Box::new(self.clone()) as Box<dyn DeviceModel>))
-    }
 }
 
-impl DeviceModel for Shared {
-    fn wait_until_gone(&self) -> Result<()> {
-        self.call(|_| Ok(()))
+impl Monitors for Shared {
+    fn find(&self, _domain: &str) -> Result<Option<ProcessId>> {
+        Ok(self.0.borrow().the_domain().map(|domain| domain.monitor))
+    }
+
+    fn hold(&self, process: ProcessId) -> Result<()> {
+        self.call(|world| {
+            world.monitor(process, true);
+            Ok(())
+        })
+    }
+
+    fn release(&self, process: ProcessId) -> Result<()> {
+        self.call(|world| {
+            world.monitor(process, false);
+            Ok(())
+        })
     }
 }
 
@@ -405,6 +465,12 @@ impl Restorer for Shared {
             let domain = Domain {
                 uuid: serde_json::from_value(config["c_info"]["uuid"].clone()).unwrap(),
                 suspended: false,
+                gutted: false,
+                monitor: ProcessId {
+                    pid: i32::try_from(world.next_domid).unwrap(),
+                    started: 0,
+                },
+                monitor_held: false,
                 pauses: 1,
                 memory: String::from_utf8(bytes[end + 1..].to_vec()).unwrap(),
             };

@@ -5,6 +5,7 @@ mod power;
 mod save;
 mod snapshot;
 mod snapshot_faults;
+mod snapshot_power;
 mod snapshot_refused;
 mod xen;
 
@@ -19,6 +20,7 @@ pub fn all() -> impl Iterator<Item = &'static Step> {
         snapshot::STEPS,
         snapshot_refused::STEPS,
         snapshot_faults::STEPS,
+        snapshot_power::STEPS,
         power::STEPS,
     ]
     .into_iter()
