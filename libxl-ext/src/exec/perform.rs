@@ -267,7 +267,7 @@ impl Performer<'_> {
     }
 
     fn apply_images(&self, id: SnapshotId, disks: &[DiskTarget]) -> Result<()> {
-        self.refuse_later_writes(disks)?;
+        self.refuse_if_used_since(disks)?;
         disks
             .iter()
             .try_for_each(|disk| self.ports.images.apply_snapshot(disk, &id.tag()))
@@ -342,11 +342,15 @@ impl Performer<'_> {
         .hint(self.ways_out())
     }
 
-    /// A memory image fits the disks as they were left. If somebody used them since, it does not.
-    fn refuse_later_writes(&self, disks: &[DiskTarget]) -> Result<()> {
+    /// After a kill: a memory image fits the disks as they were left. If somebody used them since, it does
+    /// not. Our own domain is gone by the time that images are set back.
+    fn refuse_if_used_since(&self, disks: &[DiskTarget]) -> Result<()> {
         let Some(killed_at) = self.killed_at else {
             return Ok(());
         };
+        if let Some(view) = self.find_by_name()? {
+            return Err(self.usurped(view));
+        }
         for disk in disks {
             let written = std::fs::metadata(&disk.image).and_then(|image| image.modified());
             if written.is_ok_and(|time| time > killed_at + LAST_WRITES) {
