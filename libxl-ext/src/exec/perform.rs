@@ -48,7 +48,7 @@ pub(super) struct Performer<'a> {
 impl Performer<'_> {
     /// Does one step.
     pub(super) fn perform(&self, step: &Step, measured: &mut Measured) -> Result<()> {
-        tracing::info!(%step, "step");
+        tracing::info!("domain '{}': {step}", self.plan.domain);
         self.observer.step(&step.to_string());
         match step {
             Step::Prove { id, disks } => self.prove(*id, disks),

@@ -108,7 +108,7 @@ impl Monitor {
         let mut line =
             serde_json::to_vec(&request).map_err(|error| self.broken(C::NAME).because(error))?;
         line.push(b'\n');
-        tracing::debug!(monitor = self.name, command = C::NAME, "qmp");
+        tracing::debug!("{}: {}", self.name, C::NAME);
         self.reader
             .get_mut()
             .write_all(&line)
@@ -116,7 +116,7 @@ impl Monitor {
         loop {
             let message = self.receive()?;
             if let Some(event) = message.event {
-                tracing::debug!(monitor = self.name, event, "qmp event");
+                tracing::debug!("{}: event {event}", self.name);
                 continue;
             }
             if message.id != Some(id) {

@@ -70,7 +70,7 @@ pub(super) fn run(mut command: Command, death: Death, what: &str) -> Result<Vec<
             });
         }
     }
-    tracing::debug!(?command, "run");
+    tracing::debug!("run {command:?}");
     let status = command.status().map_err(failed)?;
     let mut text = Vec::new();
     if status.success() {
