@@ -120,13 +120,14 @@ struct Seen {
 impl Seen {
     fn look(guest: &Guest<'_>) -> Result<Self> {
         Ok(Self {
+            // First, since it runs on while the rest is asked.
+            counter: guest.counter()?,
             life: guest.life_id()?,
             word: guest.get_memory("word")?,
             sums: DISKS
                 .iter()
                 .map(|vdev| guest.sum(vdev, OFFSET, LENGTH))
                 .collect::<Result<_>>()?,
-            counter: guest.counter()?,
         })
     }
 
