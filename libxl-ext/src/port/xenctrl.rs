@@ -33,12 +33,14 @@ impl XenCtl {
     /// If this is not domain 0, or the caller is not root.
     pub fn open() -> Result<Self> {
         XenControl::new_default().map(Self).map_err(|error| {
-            Error::new(
-                ErrorKind::Toolstack,
-                "open the hypervisor's control interface",
-            )
-            .because(error)
-            .hint("run this as root in domain 0 of a Xen host")
+            let hint = if error.to_string().contains("dlopen") {
+                "libxenctrl.so is missing: `make install` puts a link of that name into lib/libxl-ext"
+            } else {
+                "run this as root in domain 0 of a Xen host"
+            };
+            Error::new(ErrorKind::Toolstack, "open the hypervisor's control interface")
+                .because(error)
+                .hint(hint)
         })
     }
 }
