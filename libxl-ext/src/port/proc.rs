@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long a QEMU whose domain is gone may take to flush and close its images.
-const CLOSE_LIMIT: Duration = Duration::from_secs(15);
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Every process now.
 pub(super) fn pids() -> impl Iterator<Item = i32> {
