@@ -7,6 +7,7 @@ use crate::event::Observer;
 use crate::plan::{Operation, Plan, Step};
 use crate::port::Ports;
 use crate::store::{DomainLock, DomainStore};
+use std::cell::Cell;
 use std::cmp::Ordering;
 
 /// How an operation ended that did what it should.
@@ -36,6 +37,7 @@ pub fn run(
         plan,
         may_still_suspend: false,
         killed_at: None,
+        images_are_ours: Cell::new(false),
     };
     let mut measured = Measured::default();
     let no_return = plan.point_of_no_return();
@@ -82,6 +84,7 @@ fn give_up(
     let performer = Performer {
         // libxl lost patience, but the guest may still have the request.
         may_still_suspend: error.kind() == ErrorKind::GuestTimeout,
+        images_are_ours: Cell::new(false),
         ..*performer
     };
     let undone = performer

@@ -11,6 +11,7 @@ use crate::model::record::{DomainRecord, MemoryProof, SnapshotRecord};
 use crate::plan::{Plan, Step, StoreChange};
 use crate::port::{DomainView, Ports};
 use crate::store::DomainStore;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
@@ -43,6 +44,8 @@ pub(super) struct Performer<'a> {
     pub(super) may_still_suspend: bool,
     /// When the process whose operation is being ended wrote last to the journal, if that was killed.
     pub(super) killed_at: Option<SystemTime>,
+    /// Whether the images were found as they were left: what is written to them from then on is ours.
+    pub(super) images_are_ours: Cell<bool>,
 }
 
 impl Performer<'_> {
@@ -345,7 +348,7 @@ impl Performer<'_> {
     /// After a kill: a memory image fits the disks as they were left. If somebody used them since, it does
     /// not. Our own domain is gone by the time that images are set back.
     fn refuse_if_used_since(&self, disks: &[DiskTarget]) -> Result<()> {
-        let Some(killed_at) = self.killed_at else {
+        let Some(killed_at) = self.killed_at.filter(|_| !self.images_are_ours.get()) else {
             return Ok(());
         };
         if let Some(view) = self.find_by_name()? {
@@ -364,6 +367,7 @@ impl Performer<'_> {
                 .hint(self.ways_out()));
             }
         }
+        self.images_are_ours.set(true);
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use crate::event::Observer;
 use crate::plan::{Operation, Plan};
 use crate::port::Ports;
 use crate::store::{DomainLock, DomainStore};
+use std::cell::Cell;
 
 /// What recovery did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +43,7 @@ pub fn recover(
         plan,
         may_still_suspend: true,
         killed_at: progress.written,
+        images_are_ours: Cell::new(false),
     };
     let what = format!("{} of '{}'", plan.operation.as_str(), plan.snapshot);
     if performer.committed()? {
