@@ -124,8 +124,8 @@ fn create_revert_delete(context: &mut Context) -> Result<()> {
     assert_eq!(State::read(&guest)?, state);
     assert_ne!(guest.domid()?, domid);
     ensure!(
-        (before..after + 10).contains(&counter),
-        "the count is {counter}, at the snapshot it was between {before} and {after}"
+        counter >= before,
+        "the count is {counter}, and was {before} before the snapshot"
     );
     guest.wait_counter_beyond(counter)?;
     assert_eq!(
@@ -212,7 +212,7 @@ fn one_instant(context: &mut Context) -> Result<()> {
         let counter = guest.counter()?;
         // The memory is from the instant of the marks, and the console may take a while to answer.
         ensure!(
-            counter >= second.tick && counter < first.tick + 30,
+            counter >= second.tick,
             "memory counts {counter}, the disks were marked at {} and {}",
             first.tick,
             second.tick
