@@ -99,6 +99,21 @@ impl<'lab> Product<'lab> {
         Ok(())
     }
 
+    /// Checks that the next command succeeds, and says that it took an interrupted one back.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn ensure_taken_back(&self) -> Result<()> {
+        let output = self.try_run("snapshot-list {}")?;
+        ensure!(
+            output.status == 0 && output.stderr.contains("was taken back"),
+            "snapshot-list ended with {}: {}",
+            output.status,
+            output.stderr
+        );
+        Ok(())
+    }
+
     /// The names of the snapshots, oldest first.
     ///
     /// # Errors

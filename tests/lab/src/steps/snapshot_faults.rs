@@ -93,13 +93,7 @@ fn create_killed(context: &mut Context) -> Result<()> {
     let mut counter = guest.counter()?;
     for mib in [1, 40, 80] {
         product.kill_when("snapshot-create -n x {}", &product.memory_beyond(mib))?;
-        let output = product.try_run("snapshot-list {}")?;
-        assert_eq!(output.status, 0, "{}", output.stderr);
-        ensure!(
-            output.stderr.contains("was taken back"),
-            "{}",
-            output.stderr
-        );
+        product.ensure_taken_back()?;
         counter = guest.wait_counter_beyond(counter)?;
         assert_eq!((guest.life_id()?, guest.domid()?), (life.clone(), domid));
         product.wait_for_helpers()?;
@@ -152,13 +146,7 @@ fn revert_killed(context: &mut Context) -> Result<()> {
     let (life, domid, sum) = (guest.life_id()?, guest.domid()?, guest.sum("xvda", 2, 1)?);
     let gone = format!("! xl domname {domid} >/dev/null 2>&1");
     product.kill_when("snapshot-revert {} s", &gone)?;
-    let output = product.try_run("snapshot-list {}")?;
-    assert_eq!(output.status, 0, "{}", output.stderr);
-    ensure!(
-        output.stderr.contains("was taken back"),
-        "{}",
-        output.stderr
-    );
+    product.ensure_taken_back()?;
     assert_eq!(guest.life_id()?, life);
     assert_eq!(guest.get_memory("word")?, "present");
     assert_eq!(guest.sum("xvda", 2, 1)?, sum);

@@ -1,6 +1,6 @@
 //! Snapshots and the loss of power. Each of these costs a boot, so they come last.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use crate::guest::{Guest, GuestSpec};
 use crate::host::Lab;
@@ -77,13 +77,7 @@ fn revert_power_cut(context: &mut Context) -> Result<()> {
 
     let guest = Guest::attach(context.lab(), NAME);
     let product = Product::of(context.lab(), &guest);
-    let output = product.try_run("snapshot-list {}")?;
-    assert_eq!(output.status, 0, "{}", output.stderr);
-    ensure!(
-        output.stderr.contains("was taken back"),
-        "{}",
-        output.stderr
-    );
+    product.ensure_taken_back()?;
     assert_eq!(guest.life_id()?, life);
     assert_eq!(guest.get_memory("word")?, "present");
     assert_eq!(guest.sum("xvda", 2, 1)?, sum);
