@@ -1,0 +1,169 @@
+/*
+ * libxl-ext: snapshots of Xen domains for toolstacks that use libxl.
+ *
+ * Copyright (C) 2026 the libxl-ext authors. GPL-3.0-only; see LICENSE.
+ *
+ * Everything here follows libxl's conventions: the ctx comes first, functions return 0 or a negative
+ * ERROR_* of <libxl.h>, messages for people go to the ctx's own xentoollog logger. The manual pages,
+ * libxl_ext(3) first, tell the rest.
+ */
+#ifndef LIBXL_EXT_H
+#define LIBXL_EXT_H
+
+#include <libxl.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#include <_libxl_ext_types.h>
+
+/*
+ * How operations run
+ * ==================
+ *
+ * An operation runs in a process of its own, which is no child of the application's: it sends no
+ * SIGCHLD, and no wait of the application's can find it. So it makes no difference whether libxl or the
+ * application owns SIGCHLD, whether the application has threads, and what it forks. The library itself
+ * makes no thread and installs no signal handler. If the application ends while an operation runs, the
+ * operation is taken back, as after libxl_ext_ao_abort.
+ *
+ * With ao_how == NULL a call waits for the end of the operation and returns its result.
+ *
+ * Otherwise 0 means that the operation has been started, and its result comes later:
+ *  - where ao_how->callback is set, by a call of it;
+ *  - else by an event OPERATION_COMPLETE whose for_user is ao_how->u.for_event.
+ * If the call returns an error there is neither. *ao_how, domname and the names of snapshots need not
+ * stay valid after the call; everything that is written to must, until the operation completes.
+ *
+ * Progress: with aop_progress_how == NULL none is reported. Where aop_progress_how->callback is set it
+ * is called with an event OPERATION_PROGRESS, which stays the library's own and is valid during the
+ * callback; else such an event is queued. Reports that nobody has fetched are replaced by newer ones of
+ * the same operation. All reports of an operation come before its completion.
+ *
+ * Which thread calls back
+ * -----------------------
+ *
+ * Callbacks are made by libxl_ext_event_check and libxl_ext_event_wait, on the thread that calls them,
+ * and, for the progress of a call with ao_how == NULL, by that call itself. There is no other time and no
+ * other thread. No lock is held meanwhile: a callback may call this library and libxl with any ctx, but
+ * it must not release its own (libxl_ext_ctx_release).
+ *
+ * Several threads may call at the same time, each with its own ctx, and also with the same one; the
+ * logger of a ctx that several threads use must be able to bear that, as libxl demands too.
+ *
+ * After a fork the child may exec, or go on; it must not use a ctx that its parent used with this
+ * library, but it may allocate one of its own.
+ */
+
+typedef struct {
+    void (*callback)(libxl_ctx *ctx, const libxl_ext_event *event, void *for_callback);
+    libxl_ev_user for_event; /* always used */
+    void *for_callback; /* passed to callback */
+} libxl_ext_asyncprogress_how;
+
+/*
+ * Returns a file descriptor for poll, select or epoll. While it is readable, libxl_ext_event_check has
+ * something to do. It belongs to the library: it may neither be read nor closed. It stays the same until
+ * libxl_ext_ctx_release. A negative value is an ERROR_*.
+ */
+int libxl_ext_event_fd(libxl_ctx *ctx);
+
+/*
+ * Makes the callbacks that are due, then returns the oldest event, to be freed by libxl_ext_event_free.
+ * ERROR_NOT_READY says that there is none; it does not block.
+ */
+int libxl_ext_event_check(libxl_ctx *ctx, libxl_ext_event **event_r);
+
+/*
+ * The same, but blocks until there is an event. ERROR_NOT_READY says that there is nothing to wait for:
+ * no event is queued, and no asynchronous operation is under way.
+ */
+int libxl_ext_event_wait(libxl_ctx *ctx, libxl_ext_event **event_r);
+
+/* Frees an event. NULL is allowed. */
+void libxl_ext_event_free(libxl_ctx *ctx, libxl_ext_event *event);
+
+/*
+ * Asks the operation that was started with this ao_how to stop, as libxl_ao_abort does with libxl's. It
+ * does so where that leaves everything as it was, and then completes with ERROR_ABORTED; it may also be
+ * too late for that, and it completes as it would have.
+ *  0               it was asked
+ *  ERROR_NOTFOUND  no such operation is under way
+ *  ERROR_ABORTED   it was asked before
+ * how == NULL stands for an operation that some thread has called with ao_how == NULL.
+ */
+int libxl_ext_ao_abort(libxl_ctx *ctx, const libxl_asyncop_how *how);
+
+/*
+ * Forgets the ctx: aborts the operations that are under way, waits for their end, and drops the events
+ * and callbacks that are due. To be called before libxl_ctx_free. It can be repeated.
+ */
+void libxl_ext_ctx_release(libxl_ctx *ctx);
+
+/*
+ * Keeps the snapshots of this ctx's calls below another directory (an absolute path); NULL stands for
+ * the default, /var/lib/xen/libxl-ext. Until libxl_ext_ctx_release.
+ */
+int libxl_ext_set_store(libxl_ctx *ctx, const char *directory);
+
+/*
+ * Snapshots
+ * =========
+ *
+ * A domain is named by its name, not by its domid: its snapshots outlive its domid, and the host.
+ * Flags are the LIBXL_DOMAIN_SNAPSHOT_* of the enumerations in <_libxl_ext_types.h>; a bit that is in
+ * none of them is ERROR_INVAL.
+ */
+
+/*
+ * Takes a snapshot of a domain's memory and of all its writable disks, at one instant. The guest goes
+ * on afterwards.
+ *
+ * Of *snapshot, `name` (NULL: the time in seconds since the epoch) and `description` are read. On success
+ * it is replaced by the snapshot as it was recorded. It belongs to the caller, before and afterwards.
+ */
+int libxl_domain_snapshot_create(libxl_ctx *ctx, const char *domname,
+                                 libxl_domain_snapshot *snapshot, unsigned int flags,
+                                 const libxl_asyncop_how *ao_how,
+                                 const libxl_ext_asyncprogress_how *aop_progress_how);
+
+/*
+ * Deletes a snapshot; with LIBXL_DOMAIN_SNAPSHOT_DELETE_CHILDREN also every descendant of it. Without,
+ * its children are kept.
+ */
+int libxl_domain_snapshot_delete(libxl_ctx *ctx, const char *domname,
+                                 const char *snapshot_name, unsigned int flags,
+                                 const libxl_asyncop_how *ao_how,
+                                 const libxl_ext_asyncprogress_how *aop_progress_how);
+
+/*
+ * Brings a domain's memory and disks back to a snapshot. It gets a new domid. A domain that runs is
+ * destroyed for it, its present state is lost. On failure it is as it was.
+ */
+int libxl_domain_snapshot_revert(libxl_ctx *ctx, const char *domname,
+                                 const char *snapshot_name, unsigned int flags,
+                                 const libxl_asyncop_how *ao_how,
+                                 const libxl_ext_asyncprogress_how *aop_progress_how);
+
+/* The same, under the name that the design (V6) prints. */
+int libxl_disk_snapshot_revert(libxl_ctx *ctx, const char *domname,
+                               const char *snapshot_name, unsigned int flags,
+                               const libxl_asyncop_how *ao_how,
+                               const libxl_ext_asyncprogress_how *aop_progress_how);
+
+/*
+ * Lists the snapshots of a domain, parents before children, into an array to be freed by
+ * libxl_domain_snapshot_list_free. Without snapshots the array is NULL and the number 0.
+ */
+int libxl_domain_snapshot_list(libxl_ctx *ctx, const char *domname,
+                               libxl_domain_snapshot **snapshots_r, int *num_snapshots_r);
+
+/* Disposes of each element and frees the array. NULL is allowed. */
+void libxl_domain_snapshot_list_free(libxl_domain_snapshot *snapshots, int num_snapshots);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* LIBXL_EXT_H */
