@@ -20,6 +20,9 @@ pub enum CValueError {
     /// More elements than an `int` can count, or less than none.
     #[error("an array has an impossible length")]
     Length,
+    /// The functions of an imported type do not take the value; the text says which and why.
+    #[error("{0}")]
+    Foreign(String),
 }
 
 /// A safe type with a C mirror.
