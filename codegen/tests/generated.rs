@@ -6,10 +6,18 @@ use std::ptr;
 mod imported {
     //! The types that the recorded outputs import.
 
-    use std::ffi::c_char;
+    use std::cell::Cell;
+    use std::ffi::{c_char, c_void};
+    use std::ptr;
 
+    use libxl_idl_builtin::c_function::current_ctx;
     use libxl_idl_builtin::{CValue, CValueError};
     use serde::{Deserialize, Serialize};
+
+    thread_local! {
+        /// The ctx at the last call.
+        pub(crate) static CTX: Cell<*mut c_void> = const { Cell::new(ptr::null_mut()) };
+    }
 
     #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
     pub(crate) struct DeviceDisk {
@@ -28,6 +36,7 @@ mod imported {
         type C = libxl_device_disk;
 
         unsafe fn read(c: &Self::C) -> Result<Self, CValueError> {
+            CTX.set(current_ctx());
             // SAFETY: as the caller promises.
             let vdev = unsafe { <Option<String>>::read(&c.vdev) }?;
             Ok(Self {
@@ -36,10 +45,12 @@ mod imported {
         }
 
         fn write(&self, c: &mut Self::C) -> Result<(), CValueError> {
+            CTX.set(current_ctx());
             Some(self.vdev.clone()).write(&mut c.vdev)
         }
 
         unsafe fn copy(from: &Self::C, to: &mut Self::C) {
+            CTX.set(current_ctx());
             // SAFETY: as the caller promises.
             unsafe { <Option<String>>::copy(&from.vdev, &mut to.vdev) };
         }
@@ -317,6 +328,26 @@ fn json_goes_through_the_c_functions() {
             assert_eq!(Everything::read(&c), Ok(Everything::default()));
             features::c_api::libxl_everything_dispose(&raw mut c);
         }
+    }
+}
+
+#[test]
+fn imported_types_are_given_the_ctx() {
+    let mut ctx = [0_u8; 3];
+    let [to_json, from_json, copy] = ctx.each_mut().map(|ctx| ptr::from_mut(ctx).cast());
+    let mut c = ext::DiskSnapshot::zeroed();
+    let mut other = ext::DiskSnapshot::zeroed();
+    // SAFETY: the values are valid, and nothing looks into the ctx.
+    unsafe {
+        let text = ext::c_api::libxl_disk_snapshot_to_json(to_json, &raw mut c);
+        assert_eq!(imported::CTX.get(), to_json);
+        ext::c_api::libxl_disk_snapshot_from_json(from_json, &raw mut c, text);
+        assert_eq!(imported::CTX.get(), from_json);
+        ext::c_api::libxl_disk_snapshot_copy(copy, &raw mut other, &raw const c);
+        assert_eq!(imported::CTX.get(), copy);
+        libc::free(text.cast());
+        ext::c_api::libxl_disk_snapshot_dispose(&raw mut c);
+        ext::c_api::libxl_disk_snapshot_dispose(&raw mut other);
     }
 }
 

@@ -1635,19 +1635,29 @@ pub mod c_api {
     /// A `libxl_guest_kind` as JSON, which the caller frees; or null.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_guest_kind_to_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: ffi::libxl_guest_kind,
     ) -> *mut ::core::ffi::c_char {
-        unsafe { libxl_idl_builtin::c_function::to_json::<GuestKind>(&p) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || { libxl_idl_builtin::c_function::to_json::<GuestKind>(&p) },
+            )
+        }
     }
     /// A `libxl_guest_kind` from JSON.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_guest_kind_from_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: *mut ffi::libxl_guest_kind,
         s: *const ::core::ffi::c_char,
     ) -> ::core::ffi::c_int {
-        unsafe { libxl_idl_builtin::c_function::from_json::<GuestKind>(p, 0, s) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || { libxl_idl_builtin::c_function::from_json::<GuestKind>(p, || 0, s) },
+            )
+        }
     }
     /// The names of `libxl_signal`.
     #[unsafe(no_mangle)]
@@ -1692,19 +1702,29 @@ pub mod c_api {
     /// A `libxl_signal` as JSON, which the caller frees; or null.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_signal_to_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: ffi::libxl_signal,
     ) -> *mut ::core::ffi::c_char {
-        unsafe { libxl_idl_builtin::c_function::to_json::<Signal>(&p) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || { libxl_idl_builtin::c_function::to_json::<Signal>(&p) },
+            )
+        }
     }
     /// A `libxl_signal` from JSON.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_signal_from_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: *mut ffi::libxl_signal,
         s: *const ::core::ffi::c_char,
     ) -> ::core::ffi::c_int {
-        unsafe { libxl_idl_builtin::c_function::from_json::<Signal>(p, 0, s) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || { libxl_idl_builtin::c_function::from_json::<Signal>(p, || 0, s) },
+            )
+        }
     }
     /// The names of `libxl_colour`.
     #[unsafe(no_mangle)]
@@ -1749,28 +1769,45 @@ pub mod c_api {
     /// A `libxl_colour` as JSON, which the caller frees; or null.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_colour_to_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: ffi::libxl_colour,
     ) -> *mut ::core::ffi::c_char {
-        unsafe { libxl_idl_builtin::c_function::to_json::<Colour>(&p) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || { libxl_idl_builtin::c_function::to_json::<Colour>(&p) },
+            )
+        }
     }
     /// A `libxl_colour` from JSON.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_colour_from_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: *mut ffi::libxl_colour,
         s: *const ::core::ffi::c_char,
     ) -> ::core::ffi::c_int {
-        unsafe { libxl_idl_builtin::c_function::from_json::<Colour>(p, 0, s) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || { libxl_idl_builtin::c_function::from_json::<Colour>(p, || 0, s) },
+            )
+        }
     }
     /// Copies a `libxl_point` deeply; `dst` holds nothing before.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_point_copy(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         dst: *mut ffi::libxl_point,
         src: *const ffi::libxl_point,
     ) {
-        unsafe { libxl_idl_builtin::c_function::copy::<Point>(dst, src) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || {
+                    libxl_idl_builtin::c_function::copy::<Point>(dst, src);
+                },
+            )
+        }
     }
     /// Initialises a `libxl_point`.
     #[unsafe(no_mangle)]
@@ -1780,20 +1817,32 @@ pub mod c_api {
     /// A `libxl_point` as JSON, which the caller frees; or null.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_point_to_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: *mut ffi::libxl_point,
     ) -> *mut ::core::ffi::c_char {
-        unsafe { libxl_idl_builtin::c_function::to_json::<Point>(p) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || { libxl_idl_builtin::c_function::to_json::<Point>(p) },
+            )
+        }
     }
     /// A `libxl_point` from JSON; after an error it is as initialised.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_point_from_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: *mut ffi::libxl_point,
         s: *const ::core::ffi::c_char,
     ) -> ::core::ffi::c_int {
-        let initial = <Point as libxl_idl_builtin::CValue>::init();
-        unsafe { libxl_idl_builtin::c_function::from_json::<Point>(p, initial, s) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || {
+                    let initial = <Point as libxl_idl_builtin::CValue>::init;
+                    libxl_idl_builtin::c_function::from_json::<Point>(p, initial, s)
+                },
+            )
+        }
     }
     /// Frees what a `libxl_everything` holds; can be repeated.
     #[unsafe(no_mangle)]
@@ -1803,11 +1852,18 @@ pub mod c_api {
     /// Copies a `libxl_everything` deeply; `dst` holds nothing before.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_everything_copy(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         dst: *mut ffi::libxl_everything,
         src: *const ffi::libxl_everything,
     ) {
-        unsafe { libxl_idl_builtin::c_function::copy::<Everything>(dst, src) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || {
+                    libxl_idl_builtin::c_function::copy::<Everything>(dst, src);
+                },
+            )
+        }
     }
     /// Initialises a `libxl_everything`.
     #[unsafe(no_mangle)]
@@ -1824,7 +1880,11 @@ pub mod c_api {
         p.kind = kind;
         match kind {
             ffi::LIBXL_GUEST_KIND_HVM => {
-                p.u.hvm = <EverythingUHvm as libxl_idl_builtin::CValue>::init();
+                unsafe {
+                    libxl_idl_builtin::c_function::init::<
+                        EverythingUHvm,
+                    >(&raw mut p.u.hvm);
+                }
             }
             _ => {}
         }
@@ -1839,7 +1899,11 @@ pub mod c_api {
         p.why = why;
         match why {
             ffi::SIGNAL_ERROR => {
-                p.v.error = <EverythingVError as libxl_idl_builtin::CValue>::init();
+                unsafe {
+                    libxl_idl_builtin::c_function::init::<
+                        EverythingVError,
+                    >(&raw mut p.v.error);
+                }
             }
             _ => {}
         }
@@ -1847,20 +1911,32 @@ pub mod c_api {
     /// A `libxl_everything` as JSON, which the caller frees; or null.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_everything_to_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: *mut ffi::libxl_everything,
     ) -> *mut ::core::ffi::c_char {
-        unsafe { libxl_idl_builtin::c_function::to_json::<Everything>(p) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || { libxl_idl_builtin::c_function::to_json::<Everything>(p) },
+            )
+        }
     }
     /// A `libxl_everything` from JSON; after an error it is as initialised.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_everything_from_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: *mut ffi::libxl_everything,
         s: *const ::core::ffi::c_char,
     ) -> ::core::ffi::c_int {
-        let initial = <Everything as libxl_idl_builtin::CValue>::init();
-        unsafe { libxl_idl_builtin::c_function::from_json::<Everything>(p, initial, s) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || {
+                    let initial = <Everything as libxl_idl_builtin::CValue>::init;
+                    libxl_idl_builtin::c_function::from_json::<Everything>(p, initial, s)
+                },
+            )
+        }
     }
     /// Frees what a `libxl__secret` holds; can be repeated.
     #[unsafe(no_mangle)]
@@ -1870,11 +1946,18 @@ pub mod c_api {
     /// Copies a `libxl__secret` deeply; `dst` holds nothing before.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl__secret_copy(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         dst: *mut ffi::libxl__secret,
         src: *const ffi::libxl__secret,
     ) {
-        unsafe { libxl_idl_builtin::c_function::copy::<Secret>(dst, src) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || {
+                    libxl_idl_builtin::c_function::copy::<Secret>(dst, src);
+                },
+            )
+        }
     }
     /// Initialises a `libxl__secret`.
     #[unsafe(no_mangle)]
@@ -1884,19 +1967,31 @@ pub mod c_api {
     /// A `libxl__secret` as JSON, which the caller frees; or null.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl__secret_to_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: *mut ffi::libxl__secret,
     ) -> *mut ::core::ffi::c_char {
-        unsafe { libxl_idl_builtin::c_function::to_json::<Secret>(p) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || { libxl_idl_builtin::c_function::to_json::<Secret>(p) },
+            )
+        }
     }
     /// A `libxl__secret` from JSON; after an error it is as initialised.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl__secret_from_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: *mut ffi::libxl__secret,
         s: *const ::core::ffi::c_char,
     ) -> ::core::ffi::c_int {
-        let initial = <Secret as libxl_idl_builtin::CValue>::init();
-        unsafe { libxl_idl_builtin::c_function::from_json::<Secret>(p, initial, s) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || {
+                    let initial = <Secret as libxl_idl_builtin::CValue>::init;
+                    libxl_idl_builtin::c_function::from_json::<Secret>(p, initial, s)
+                },
+            )
+        }
     }
 }

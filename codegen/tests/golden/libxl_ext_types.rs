@@ -835,19 +835,33 @@ pub mod c_api {
     /// A `libxl_snapshot_create` as JSON, which the caller frees; or null.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_snapshot_create_to_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: ffi::libxl_snapshot_create,
     ) -> *mut ::core::ffi::c_char {
-        unsafe { libxl_idl_builtin::c_function::to_json::<SnapshotCreate>(&p) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || { libxl_idl_builtin::c_function::to_json::<SnapshotCreate>(&p) },
+            )
+        }
     }
     /// A `libxl_snapshot_create` from JSON.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_snapshot_create_from_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: *mut ffi::libxl_snapshot_create,
         s: *const ::core::ffi::c_char,
     ) -> ::core::ffi::c_int {
-        unsafe { libxl_idl_builtin::c_function::from_json::<SnapshotCreate>(p, 0, s) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || {
+                    libxl_idl_builtin::c_function::from_json::<
+                        SnapshotCreate,
+                    >(p, || 0, s)
+                },
+            )
+        }
     }
     /// The names of `libxl_snapshot_delete`.
     #[unsafe(no_mangle)]
@@ -888,19 +902,33 @@ pub mod c_api {
     /// A `libxl_snapshot_delete` as JSON, which the caller frees; or null.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_snapshot_delete_to_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: ffi::libxl_snapshot_delete,
     ) -> *mut ::core::ffi::c_char {
-        unsafe { libxl_idl_builtin::c_function::to_json::<SnapshotDelete>(&p) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || { libxl_idl_builtin::c_function::to_json::<SnapshotDelete>(&p) },
+            )
+        }
     }
     /// A `libxl_snapshot_delete` from JSON.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_snapshot_delete_from_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: *mut ffi::libxl_snapshot_delete,
         s: *const ::core::ffi::c_char,
     ) -> ::core::ffi::c_int {
-        unsafe { libxl_idl_builtin::c_function::from_json::<SnapshotDelete>(p, 0, s) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || {
+                    libxl_idl_builtin::c_function::from_json::<
+                        SnapshotDelete,
+                    >(p, || 0, s)
+                },
+            )
+        }
     }
     /// The names of `libxl_snapshot_revert`.
     #[unsafe(no_mangle)]
@@ -949,19 +977,33 @@ pub mod c_api {
     /// A `libxl_snapshot_revert` as JSON, which the caller frees; or null.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_snapshot_revert_to_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: ffi::libxl_snapshot_revert,
     ) -> *mut ::core::ffi::c_char {
-        unsafe { libxl_idl_builtin::c_function::to_json::<SnapshotRevert>(&p) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || { libxl_idl_builtin::c_function::to_json::<SnapshotRevert>(&p) },
+            )
+        }
     }
     /// A `libxl_snapshot_revert` from JSON.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_snapshot_revert_from_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: *mut ffi::libxl_snapshot_revert,
         s: *const ::core::ffi::c_char,
     ) -> ::core::ffi::c_int {
-        unsafe { libxl_idl_builtin::c_function::from_json::<SnapshotRevert>(p, 0, s) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || {
+                    libxl_idl_builtin::c_function::from_json::<
+                        SnapshotRevert,
+                    >(p, || 0, s)
+                },
+            )
+        }
     }
     /// Frees what a `libxl_disk_snapshot` holds; can be repeated.
     #[unsafe(no_mangle)]
@@ -973,11 +1015,18 @@ pub mod c_api {
     /// Copies a `libxl_disk_snapshot` deeply; `dst` holds nothing before.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_disk_snapshot_copy(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         dst: *mut ffi::libxl_disk_snapshot,
         src: *const ffi::libxl_disk_snapshot,
     ) {
-        unsafe { libxl_idl_builtin::c_function::copy::<DiskSnapshot>(dst, src) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || {
+                    libxl_idl_builtin::c_function::copy::<DiskSnapshot>(dst, src);
+                },
+            )
+        }
     }
     /// Initialises a `libxl_disk_snapshot`.
     #[unsafe(no_mangle)]
@@ -987,21 +1036,33 @@ pub mod c_api {
     /// A `libxl_disk_snapshot` as JSON, which the caller frees; or null.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_disk_snapshot_to_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: *mut ffi::libxl_disk_snapshot,
     ) -> *mut ::core::ffi::c_char {
-        unsafe { libxl_idl_builtin::c_function::to_json::<DiskSnapshot>(p) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || { libxl_idl_builtin::c_function::to_json::<DiskSnapshot>(p) },
+            )
+        }
     }
     /// A `libxl_disk_snapshot` from JSON; after an error it is as initialised.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_disk_snapshot_from_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: *mut ffi::libxl_disk_snapshot,
         s: *const ::core::ffi::c_char,
     ) -> ::core::ffi::c_int {
-        let initial = <DiskSnapshot as libxl_idl_builtin::CValue>::init();
         unsafe {
-            libxl_idl_builtin::c_function::from_json::<DiskSnapshot>(p, initial, s)
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || {
+                    let initial = <DiskSnapshot as libxl_idl_builtin::CValue>::init;
+                    libxl_idl_builtin::c_function::from_json::<
+                        DiskSnapshot,
+                    >(p, initial, s)
+                },
+            )
         }
     }
     /// Frees what a `libxl_domain_snapshot` holds; can be repeated.
@@ -1014,11 +1075,18 @@ pub mod c_api {
     /// Copies a `libxl_domain_snapshot` deeply; `dst` holds nothing before.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_domain_snapshot_copy(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         dst: *mut ffi::libxl_domain_snapshot,
         src: *const ffi::libxl_domain_snapshot,
     ) {
-        unsafe { libxl_idl_builtin::c_function::copy::<DomainSnapshot>(dst, src) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || {
+                    libxl_idl_builtin::c_function::copy::<DomainSnapshot>(dst, src);
+                },
+            )
+        }
     }
     /// Initialises a `libxl_domain_snapshot`.
     #[unsafe(no_mangle)]
@@ -1030,21 +1098,33 @@ pub mod c_api {
     /// A `libxl_domain_snapshot` as JSON, which the caller frees; or null.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_domain_snapshot_to_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: *mut ffi::libxl_domain_snapshot,
     ) -> *mut ::core::ffi::c_char {
-        unsafe { libxl_idl_builtin::c_function::to_json::<DomainSnapshot>(p) }
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || { libxl_idl_builtin::c_function::to_json::<DomainSnapshot>(p) },
+            )
+        }
     }
     /// A `libxl_domain_snapshot` from JSON; after an error it is as initialised.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn libxl_domain_snapshot_from_json(
-        _ctx: *mut ::core::ffi::c_void,
+        ctx: *mut ::core::ffi::c_void,
         p: *mut ffi::libxl_domain_snapshot,
         s: *const ::core::ffi::c_char,
     ) -> ::core::ffi::c_int {
-        let initial = <DomainSnapshot as libxl_idl_builtin::CValue>::init();
         unsafe {
-            libxl_idl_builtin::c_function::from_json::<DomainSnapshot>(p, initial, s)
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || {
+                    let initial = <DomainSnapshot as libxl_idl_builtin::CValue>::init;
+                    libxl_idl_builtin::c_function::from_json::<
+                        DomainSnapshot,
+                    >(p, initial, s)
+                },
+            )
         }
     }
 }

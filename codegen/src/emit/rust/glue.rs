@@ -350,20 +350,28 @@ fn enumeration_functions(context: &Context<'_>, id: TypeId, values: &[Enumerator
         #[doc = #to_json_docs]
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn #to_json(
-            _ctx: *mut ::core::ffi::c_void,
+            ctx: *mut ::core::ffi::c_void,
             p: ffi::#c_type,
         ) -> *mut ::core::ffi::c_char {
-            unsafe { #builtin::c_function::to_json::<#name>(&p) }
+            unsafe {
+                #builtin::c_function::with_ctx(ctx, || {
+                    #builtin::c_function::to_json::<#name>(&p)
+                })
+            }
         }
 
         #[doc = #from_json_docs]
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn #from_json(
-            _ctx: *mut ::core::ffi::c_void,
+            ctx: *mut ::core::ffi::c_void,
             p: *mut ffi::#c_type,
             s: *const ::core::ffi::c_char,
         ) -> ::core::ffi::c_int {
-            unsafe { #builtin::c_function::from_json::<#name>(p, 0, s) }
+            unsafe {
+                #builtin::c_function::with_ctx(ctx, || {
+                    #builtin::c_function::from_json::<#name>(p, || 0, s)
+                })
+            }
         }
     }
 }
@@ -393,11 +401,15 @@ fn struct_functions(context: &Context<'_>, id: TypeId, fields: &[Field]) -> Toke
             #[doc = #docs]
             #[unsafe(no_mangle)]
             pub unsafe extern "C" fn #copy(
-                _ctx: *mut ::core::ffi::c_void,
+                ctx: *mut ::core::ffi::c_void,
                 dst: *mut ffi::#c_type,
                 src: *const ffi::#c_type,
             ) {
-                unsafe { #builtin::c_function::copy::<#name>(dst, src) }
+                unsafe {
+                    #builtin::c_function::with_ctx(ctx, || {
+                        #builtin::c_function::copy::<#name>(dst, src);
+                    })
+                }
             }
         });
     }
@@ -424,10 +436,14 @@ fn struct_functions(context: &Context<'_>, id: TypeId, fields: &[Field]) -> Toke
             #[doc = #docs]
             #[unsafe(no_mangle)]
             pub unsafe extern "C" fn #to_json(
-                _ctx: *mut ::core::ffi::c_void,
+                ctx: *mut ::core::ffi::c_void,
                 p: *mut ffi::#c_type,
             ) -> *mut ::core::ffi::c_char {
-                unsafe { #builtin::c_function::to_json::<#name>(p) }
+                unsafe {
+                    #builtin::c_function::with_ctx(ctx, || {
+                        #builtin::c_function::to_json::<#name>(p)
+                    })
+                }
             }
         });
     }
@@ -438,12 +454,16 @@ fn struct_functions(context: &Context<'_>, id: TypeId, fields: &[Field]) -> Toke
             #[doc = #docs]
             #[unsafe(no_mangle)]
             pub unsafe extern "C" fn #from_json(
-                _ctx: *mut ::core::ffi::c_void,
+                ctx: *mut ::core::ffi::c_void,
                 p: *mut ffi::#c_type,
                 s: *const ::core::ffi::c_char,
             ) -> ::core::ffi::c_int {
-                let initial = <#name as #builtin::CValue>::init();
-                unsafe { #builtin::c_function::from_json::<#name>(p, initial, s) }
+                unsafe {
+                    #builtin::c_function::with_ctx(ctx, || {
+                        let initial = <#name as #builtin::CValue>::init;
+                        #builtin::c_function::from_json::<#name>(p, initial, s)
+                    })
+                }
             }
         });
     }
@@ -474,7 +494,9 @@ fn keyed_init(
         let constant = ident(&member.enumerator);
         let member = ident(&member.name);
         Some(quote! {
-            ffi::#constant => p.#name.#member = <#payload as #builtin::CValue>::init()
+            ffi::#constant => unsafe {
+                #builtin::c_function::init::<#payload>(&raw mut p.#name.#member);
+            }
         })
     });
     quote! {
