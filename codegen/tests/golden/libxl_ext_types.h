@@ -93,4 +93,47 @@ void libxl_domain_snapshot_init(libxl_domain_snapshot *p);
 char *libxl_domain_snapshot_to_json(libxl_ctx *ctx, libxl_domain_snapshot *p);
 int libxl_domain_snapshot_from_json(libxl_ctx *ctx, libxl_domain_snapshot *p, const char *s);
 
+/* What an event of `libxl_ext_event_check` tells. */
+typedef enum libxl_ext_event_type {
+    /* An asynchronous operation has ended. */
+    LIBXL_EXT_EVENT_TYPE_OPERATION_COMPLETE = 1,
+    /* An operation goes on, and its caller wanted to know. */
+    LIBXL_EXT_EVENT_TYPE_OPERATION_PROGRESS = 2,
+} libxl_ext_event_type;
+char *libxl_ext_event_type_to_json(libxl_ctx *ctx, libxl_ext_event_type p);
+int libxl_ext_event_type_from_json(libxl_ctx *ctx, libxl_ext_event_type *p, const char *s);
+const char *libxl_ext_event_type_to_string(libxl_ext_event_type p);
+int libxl_ext_event_type_from_string(const char *s, libxl_ext_event_type *e);
+extern libxl_enum_string_table libxl_ext_event_type_string_table[];
+
+/*
+ * An event. `for_user` is what the caller gave in `u.for_event` of its `libxl_asyncop_how`, or in
+ * `for_event` of its `libxl_ext_asyncprogress_how`.
+ */
+typedef struct libxl_ext_event {
+    uint64_t for_user;
+    libxl_ext_event_type type;
+    union {
+        struct {
+            /* 0, or a negative `ERROR_*`. */
+            int rc;
+        } operation_complete;
+        struct {
+            /* What is being done, in words for a person. */
+            char *step;
+            /* How much of it is done, in bytes where `bytes` is set, else in parts of the work. */
+            uint64_t done;
+            /* How much there is to do, as far as it can be told; 0 if it cannot. */
+            uint64_t total;
+            bool bytes;
+        } operation_progress;
+    } u;
+} libxl_ext_event;
+void libxl_ext_event_dispose(libxl_ext_event *p);
+void libxl_ext_event_copy(libxl_ctx *ctx, libxl_ext_event *dst, const libxl_ext_event *src);
+void libxl_ext_event_init(libxl_ext_event *p);
+void libxl_ext_event_init_type(libxl_ext_event *p, libxl_ext_event_type type);
+char *libxl_ext_event_to_json(libxl_ctx *ctx, libxl_ext_event *p);
+int libxl_ext_event_from_json(libxl_ctx *ctx, libxl_ext_event *p, const char *s);
+
 #endif /* _LIBXL_EXT_TYPES_H */

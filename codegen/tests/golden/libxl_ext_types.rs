@@ -424,6 +424,284 @@ impl<'de> ::serde::Deserialize<'de> for DomainSnapshot {
         Ok(this)
     }
 }
+/// What an event of `libxl_ext_event_check` tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(i32)]
+pub enum ExtEventType {
+    /// An asynchronous operation has ended.
+    OperationComplete = 1,
+    /// An operation goes on, and its caller wanted to know.
+    OperationProgress = 2,
+}
+impl ExtEventType {
+    /// All values, in the order of their definition.
+    pub const ALL: &[Self] = &[Self::OperationComplete, Self::OperationProgress];
+    /// The name, as libxl prints it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::OperationComplete => "operation_complete",
+            Self::OperationProgress => "operation_progress",
+        }
+    }
+    /// The value with this name, in upper or lower case.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|value| value.as_str().eq_ignore_ascii_case(name))
+    }
+    /// The number that stands for it in C.
+    pub const fn as_raw(self) -> i32 {
+        self as i32
+    }
+}
+impl ::core::fmt::Display for ExtEventType {
+    fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+impl ::core::str::FromStr for ExtEventType {
+    type Err = libxl_idl_builtin::UnknownName;
+    fn from_str(name: &str) -> Result<Self, libxl_idl_builtin::UnknownName> {
+        Self::from_name(name)
+            .ok_or_else(|| libxl_idl_builtin::UnknownName {
+                enumeration: "libxl_ext_event_type",
+                name: name.to_owned(),
+            })
+    }
+}
+impl TryFrom<i32> for ExtEventType {
+    type Error = libxl_idl_builtin::UnknownValue;
+    fn try_from(value: i32) -> Result<Self, libxl_idl_builtin::UnknownValue> {
+        match value {
+            1 => Ok(Self::OperationComplete),
+            2 => Ok(Self::OperationProgress),
+            _ => {
+                Err(libxl_idl_builtin::UnknownValue {
+                    enumeration: "libxl_ext_event_type",
+                    value: i64::from(value),
+                })
+            }
+        }
+    }
+}
+impl ::serde::Serialize for ExtEventType {
+    fn serialize<S: ::serde::Serializer>(
+        &self,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+impl<'de> ::serde::Deserialize<'de> for ExtEventType {
+    fn deserialize<D: ::serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Self, D::Error> {
+        let name = <String as ::serde::Deserialize>::deserialize(deserializer)?;
+        Self::from_name(&name)
+            .ok_or_else(|| {
+                <D::Error as ::serde::de::Error>::invalid_value(
+                    ::serde::de::Unexpected::Str(&name),
+                    &"the name of a `libxl_ext_event_type`",
+                )
+            })
+    }
+}
+/// An event. `for_user` is what the caller gave in `u.for_event` of its `libxl_asyncop_how`, or in
+/// `for_event` of its `libxl_ext_asyncprogress_how`.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct ExtEvent {
+    /// `libxl_ext_event.for_user`
+    pub for_user: u64,
+    /// `libxl_ext_event.u`
+    pub u: ExtEventU,
+}
+impl ::serde::Serialize for ExtEvent {
+    fn serialize<S: ::serde::Serializer>(
+        &self,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if self.for_user != 0 {
+            ::serde::ser::SerializeMap::serialize_entry(
+                &mut map,
+                "for_user",
+                &self.for_user,
+            )?;
+        }
+        match &self.u {
+            ExtEventU::OperationComplete(value) => {
+                ::serde::ser::SerializeMap::serialize_entry(
+                    &mut map,
+                    "type.operation_complete",
+                    value,
+                )?;
+            }
+            ExtEventU::OperationProgress(value) => {
+                ::serde::ser::SerializeMap::serialize_entry(
+                    &mut map,
+                    "type.operation_progress",
+                    value,
+                )?;
+            }
+            _ => {}
+        }
+        ::serde::ser::SerializeMap::end(map)
+    }
+}
+impl<'de> ::serde::Deserialize<'de> for ExtEvent {
+    fn deserialize<D: ::serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Self, D::Error> {
+        let object = <libxl_idl_builtin::json::Object as ::serde::Deserialize>::deserialize(
+            deserializer,
+        )?;
+        let mut this = Self::default();
+        if let Some(value) = object
+            .get("for_user", libxl_idl_builtin::json::Kinds::INTEGER)?
+        {
+            this.for_user = value;
+        }
+        object.at_most_one_of(&["type.operation_complete", "type.operation_progress"])?;
+        if let Some(value) = object
+            .get("type.operation_complete", libxl_idl_builtin::json::Kinds::MAP)?
+        {
+            this.u = ExtEventU::OperationComplete(value);
+        }
+        if let Some(value) = object
+            .get("type.operation_progress", libxl_idl_builtin::json::Kinds::MAP)?
+        {
+            this.u = ExtEventU::OperationProgress(value);
+        }
+        Ok(this)
+    }
+}
+/// The union `libxl_ext_event_u` with its key `type`.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub enum ExtEventU {
+    /// An asynchronous operation has ended.
+    OperationComplete(ExtEventUOperationComplete),
+    /// An operation goes on, and its caller wanted to know.
+    OperationProgress(ExtEventUOperationProgress),
+    /// Not set yet: the key has the value zero, which means nothing.
+    #[default]
+    Unset,
+}
+impl ExtEventU {
+    /// The value of the key, if it is set.
+    pub const fn key(&self) -> Option<ExtEventType> {
+        match self {
+            Self::OperationComplete(_) => Some(ExtEventType::OperationComplete),
+            Self::OperationProgress(_) => Some(ExtEventType::OperationProgress),
+            Self::Unset => None,
+        }
+    }
+    /// The member for a value of the key, as initialised.
+    pub fn from_key(key: ExtEventType) -> Self {
+        match key {
+            ExtEventType::OperationComplete => {
+                Self::OperationComplete(<ExtEventUOperationComplete>::default())
+            }
+            ExtEventType::OperationProgress => {
+                Self::OperationProgress(<ExtEventUOperationProgress>::default())
+            }
+        }
+    }
+}
+/// libxl's `libxl_ext_event_u_operation_complete`.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct ExtEventUOperationComplete {
+    /// 0, or a negative `ERROR_*`.
+    pub rc: i32,
+}
+impl ::serde::Serialize for ExtEventUOperationComplete {
+    fn serialize<S: ::serde::Serializer>(
+        &self,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if self.rc != 0 {
+            ::serde::ser::SerializeMap::serialize_entry(&mut map, "rc", &self.rc)?;
+        }
+        ::serde::ser::SerializeMap::end(map)
+    }
+}
+impl<'de> ::serde::Deserialize<'de> for ExtEventUOperationComplete {
+    fn deserialize<D: ::serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Self, D::Error> {
+        let object = <libxl_idl_builtin::json::Object as ::serde::Deserialize>::deserialize(
+            deserializer,
+        )?;
+        let mut this = Self::default();
+        if let Some(value) = object.get("rc", libxl_idl_builtin::json::Kinds::INTEGER)? {
+            this.rc = value;
+        }
+        Ok(this)
+    }
+}
+/// libxl's `libxl_ext_event_u_operation_progress`.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct ExtEventUOperationProgress {
+    /// What is being done, in words for a person.
+    pub step: libxl_idl_builtin::CText,
+    /// How much of it is done, in bytes where `bytes` is set, else in parts of the work.
+    pub done: u64,
+    /// How much there is to do, as far as it can be told; 0 if it cannot.
+    pub total: u64,
+    /// `libxl_ext_event_u_operation_progress.bytes`
+    pub bytes: bool,
+}
+impl ::serde::Serialize for ExtEventUOperationProgress {
+    fn serialize<S: ::serde::Serializer>(
+        &self,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if !libxl_idl_builtin::IsDefault::is_default(&self.step) {
+            ::serde::ser::SerializeMap::serialize_entry(&mut map, "step", &self.step)?;
+        }
+        if self.done != 0 {
+            ::serde::ser::SerializeMap::serialize_entry(&mut map, "done", &self.done)?;
+        }
+        if self.total != 0 {
+            ::serde::ser::SerializeMap::serialize_entry(&mut map, "total", &self.total)?;
+        }
+        if self.bytes {
+            ::serde::ser::SerializeMap::serialize_entry(&mut map, "bytes", &self.bytes)?;
+        }
+        ::serde::ser::SerializeMap::end(map)
+    }
+}
+impl<'de> ::serde::Deserialize<'de> for ExtEventUOperationProgress {
+    fn deserialize<D: ::serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Self, D::Error> {
+        let object = <libxl_idl_builtin::json::Object as ::serde::Deserialize>::deserialize(
+            deserializer,
+        )?;
+        let mut this = Self::default();
+        if let Some(value) = object
+            .get(
+                "step",
+                libxl_idl_builtin::json::Kinds::STRING
+                    | libxl_idl_builtin::json::Kinds::NULL,
+            )?
+        {
+            this.step = value;
+        }
+        if let Some(value) = object.get("done", libxl_idl_builtin::json::Kinds::INTEGER)?
+        {
+            this.done = value;
+        }
+        if let Some(value) = object
+            .get("total", libxl_idl_builtin::json::Kinds::INTEGER)?
+        {
+            this.total = value;
+        }
+        if let Some(value) = object.get("bytes", libxl_idl_builtin::json::Kinds::BOOL)? {
+            this.bytes = value;
+        }
+        Ok(this)
+    }
+}
 /// Mirrors of the C types, with the same layout and under the same names.
 #[allow(non_camel_case_types)]
 pub mod ffi {
@@ -480,6 +758,53 @@ pub mod ffi {
         pub num_disks: ::core::ffi::c_int,
         /// The disks in it.
         pub disks: *mut libxl_disk_snapshot,
+    }
+    /// What an event of `libxl_ext_event_check` tells.
+    pub type libxl_ext_event_type = ::core::ffi::c_uint;
+    /// An asynchronous operation has ended.
+    pub const LIBXL_EXT_EVENT_TYPE_OPERATION_COMPLETE: libxl_ext_event_type = 1;
+    /// An operation goes on, and its caller wanted to know.
+    pub const LIBXL_EXT_EVENT_TYPE_OPERATION_PROGRESS: libxl_ext_event_type = 2;
+    /// An event. `for_user` is what the caller gave in `u.for_event` of its `libxl_asyncop_how`, or in
+    /// `for_event` of its `libxl_ext_asyncprogress_how`.
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    pub struct libxl_ext_event {
+        /// `libxl_ext_event.for_user`
+        pub for_user: u64,
+        /// The key of the union that follows.
+        pub r#type: libxl_ext_event_type,
+        /// `libxl_ext_event.u`
+        pub u: libxl_ext_event_u,
+    }
+    /// `libxl_ext_event_u`
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    pub union libxl_ext_event_u {
+        /// `libxl_ext_event_u.operation_complete`
+        pub operation_complete: libxl_ext_event_u_operation_complete,
+        /// `libxl_ext_event_u.operation_progress`
+        pub operation_progress: libxl_ext_event_u_operation_progress,
+    }
+    /// `libxl_ext_event_u_operation_complete`
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    pub struct libxl_ext_event_u_operation_complete {
+        /// 0, or a negative `ERROR_*`.
+        pub rc: ::core::ffi::c_int,
+    }
+    /// `libxl_ext_event_u_operation_progress`
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    pub struct libxl_ext_event_u_operation_progress {
+        /// What is being done, in words for a person.
+        pub step: *mut ::core::ffi::c_char,
+        /// How much of it is done, in bytes where `bytes` is set, else in parts of the work.
+        pub done: u64,
+        /// How much there is to do, as far as it can be told; 0 if it cannot.
+        pub total: u64,
+        /// `libxl_ext_event_u_operation_progress.bytes`
+        pub bytes: bool,
     }
 }
 
@@ -777,6 +1102,229 @@ mod c_values {
                 libxl_idl_builtin::c_value::dispose_array::<
                     DiskSnapshot,
                 >(&mut c.disks, &mut c.num_disks);
+            }
+        }
+    }
+    unsafe impl libxl_idl_builtin::CValue for ExtEventType {
+        type C = ffi::libxl_ext_event_type;
+        unsafe fn read(c: &Self::C) -> Result<Self, libxl_idl_builtin::CValueError> {
+            match *c {
+                ffi::LIBXL_EXT_EVENT_TYPE_OPERATION_COMPLETE => {
+                    Ok(Self::OperationComplete)
+                }
+                ffi::LIBXL_EXT_EVENT_TYPE_OPERATION_PROGRESS => {
+                    Ok(Self::OperationProgress)
+                }
+                value => {
+                    Err(
+                        libxl_idl_builtin::UnknownValue {
+                            enumeration: "libxl_ext_event_type",
+                            value: i64::from(value),
+                        }
+                            .into(),
+                    )
+                }
+            }
+        }
+        fn write(&self, c: &mut Self::C) -> Result<(), libxl_idl_builtin::CValueError> {
+            *c = match self {
+                Self::OperationComplete => ffi::LIBXL_EXT_EVENT_TYPE_OPERATION_COMPLETE,
+                Self::OperationProgress => ffi::LIBXL_EXT_EVENT_TYPE_OPERATION_PROGRESS,
+            };
+            Ok(())
+        }
+        unsafe fn copy(from: &Self::C, to: &mut Self::C) {
+            *to = *from;
+        }
+        unsafe fn dispose(_: &mut Self::C) {}
+    }
+    #[allow(unused_variables)]
+    unsafe impl libxl_idl_builtin::CValue for ExtEvent {
+        type C = ffi::libxl_ext_event;
+        unsafe fn read(c: &Self::C) -> Result<Self, libxl_idl_builtin::CValueError> {
+            Ok(Self {
+                for_user: unsafe {
+                    <u64 as libxl_idl_builtin::CValue>::read(&c.for_user)?
+                },
+                u: match c.r#type {
+                    ffi::LIBXL_EXT_EVENT_TYPE_OPERATION_COMPLETE => {
+                        ExtEventU::OperationComplete(unsafe {
+                            <ExtEventUOperationComplete as libxl_idl_builtin::CValue>::read(
+                                &c.u.operation_complete,
+                            )?
+                        })
+                    }
+                    ffi::LIBXL_EXT_EVENT_TYPE_OPERATION_PROGRESS => {
+                        ExtEventU::OperationProgress(unsafe {
+                            <ExtEventUOperationProgress as libxl_idl_builtin::CValue>::read(
+                                &c.u.operation_progress,
+                            )?
+                        })
+                    }
+                    0 => ExtEventU::Unset,
+                    value => {
+                        return Err(
+                            libxl_idl_builtin::UnknownValue {
+                                enumeration: "libxl_ext_event_type",
+                                value: i64::from(value),
+                            }
+                                .into(),
+                        );
+                    }
+                },
+            })
+        }
+        fn write(&self, c: &mut Self::C) -> Result<(), libxl_idl_builtin::CValueError> {
+            <u64 as libxl_idl_builtin::CValue>::write(&self.for_user, &mut c.for_user)?;
+            match &self.u {
+                ExtEventU::OperationComplete(value) => {
+                    c.r#type = ffi::LIBXL_EXT_EVENT_TYPE_OPERATION_COMPLETE;
+                    <ExtEventUOperationComplete as libxl_idl_builtin::CValue>::write(
+                        value,
+                        unsafe { &mut c.u.operation_complete },
+                    )?;
+                }
+                ExtEventU::OperationProgress(value) => {
+                    c.r#type = ffi::LIBXL_EXT_EVENT_TYPE_OPERATION_PROGRESS;
+                    <ExtEventUOperationProgress as libxl_idl_builtin::CValue>::write(
+                        value,
+                        unsafe { &mut c.u.operation_progress },
+                    )?;
+                }
+                ExtEventU::Unset => c.r#type = 0,
+            }
+            Ok(())
+        }
+        unsafe fn copy(from: &Self::C, to: &mut Self::C) {
+            unsafe {
+                <u64 as libxl_idl_builtin::CValue>::copy(
+                    &from.for_user,
+                    &mut to.for_user,
+                );
+            }
+            to.r#type = from.r#type;
+            match from.r#type {
+                ffi::LIBXL_EXT_EVENT_TYPE_OPERATION_COMPLETE => {
+                    unsafe {
+                        <ExtEventUOperationComplete as libxl_idl_builtin::CValue>::copy(
+                            &from.u.operation_complete,
+                            &mut to.u.operation_complete,
+                        )
+                    }
+                }
+                ffi::LIBXL_EXT_EVENT_TYPE_OPERATION_PROGRESS => {
+                    unsafe {
+                        <ExtEventUOperationProgress as libxl_idl_builtin::CValue>::copy(
+                            &from.u.operation_progress,
+                            &mut to.u.operation_progress,
+                        )
+                    }
+                }
+                _ => {}
+            }
+        }
+        unsafe fn dispose(c: &mut Self::C) {
+            unsafe {
+                <u64 as libxl_idl_builtin::CValue>::dispose(&mut c.for_user);
+            }
+            match c.r#type {
+                ffi::LIBXL_EXT_EVENT_TYPE_OPERATION_COMPLETE => {
+                    unsafe {
+                        <ExtEventUOperationComplete as libxl_idl_builtin::CValue>::dispose(
+                            &mut c.u.operation_complete,
+                        )
+                    }
+                }
+                ffi::LIBXL_EXT_EVENT_TYPE_OPERATION_PROGRESS => {
+                    unsafe {
+                        <ExtEventUOperationProgress as libxl_idl_builtin::CValue>::dispose(
+                            &mut c.u.operation_progress,
+                        )
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    #[allow(unused_variables)]
+    unsafe impl libxl_idl_builtin::CValue for ExtEventUOperationComplete {
+        type C = ffi::libxl_ext_event_u_operation_complete;
+        unsafe fn read(c: &Self::C) -> Result<Self, libxl_idl_builtin::CValueError> {
+            Ok(Self {
+                rc: unsafe { <i32 as libxl_idl_builtin::CValue>::read(&c.rc)? },
+            })
+        }
+        fn write(&self, c: &mut Self::C) -> Result<(), libxl_idl_builtin::CValueError> {
+            <i32 as libxl_idl_builtin::CValue>::write(&self.rc, &mut c.rc)?;
+            Ok(())
+        }
+        unsafe fn copy(from: &Self::C, to: &mut Self::C) {
+            unsafe {
+                <i32 as libxl_idl_builtin::CValue>::copy(&from.rc, &mut to.rc);
+            }
+        }
+        unsafe fn dispose(c: &mut Self::C) {
+            unsafe {
+                <i32 as libxl_idl_builtin::CValue>::dispose(&mut c.rc);
+            }
+        }
+    }
+    #[allow(unused_variables)]
+    unsafe impl libxl_idl_builtin::CValue for ExtEventUOperationProgress {
+        type C = ffi::libxl_ext_event_u_operation_progress;
+        unsafe fn read(c: &Self::C) -> Result<Self, libxl_idl_builtin::CValueError> {
+            Ok(Self {
+                step: unsafe {
+                    <libxl_idl_builtin::CText as libxl_idl_builtin::CValue>::read(
+                        &c.step,
+                    )?
+                },
+                done: unsafe { <u64 as libxl_idl_builtin::CValue>::read(&c.done)? },
+                total: unsafe { <u64 as libxl_idl_builtin::CValue>::read(&c.total)? },
+                bytes: unsafe { <bool as libxl_idl_builtin::CValue>::read(&c.bytes)? },
+            })
+        }
+        fn write(&self, c: &mut Self::C) -> Result<(), libxl_idl_builtin::CValueError> {
+            <libxl_idl_builtin::CText as libxl_idl_builtin::CValue>::write(
+                &self.step,
+                &mut c.step,
+            )?;
+            <u64 as libxl_idl_builtin::CValue>::write(&self.done, &mut c.done)?;
+            <u64 as libxl_idl_builtin::CValue>::write(&self.total, &mut c.total)?;
+            <bool as libxl_idl_builtin::CValue>::write(&self.bytes, &mut c.bytes)?;
+            Ok(())
+        }
+        unsafe fn copy(from: &Self::C, to: &mut Self::C) {
+            unsafe {
+                <libxl_idl_builtin::CText as libxl_idl_builtin::CValue>::copy(
+                    &from.step,
+                    &mut to.step,
+                );
+            }
+            unsafe {
+                <u64 as libxl_idl_builtin::CValue>::copy(&from.done, &mut to.done);
+            }
+            unsafe {
+                <u64 as libxl_idl_builtin::CValue>::copy(&from.total, &mut to.total);
+            }
+            unsafe {
+                <bool as libxl_idl_builtin::CValue>::copy(&from.bytes, &mut to.bytes);
+            }
+        }
+        unsafe fn dispose(c: &mut Self::C) {
+            unsafe {
+                <libxl_idl_builtin::CText as libxl_idl_builtin::CValue>::dispose(
+                    &mut c.step,
+                );
+            }
+            unsafe {
+                <u64 as libxl_idl_builtin::CValue>::dispose(&mut c.done);
+            }
+            unsafe {
+                <u64 as libxl_idl_builtin::CValue>::dispose(&mut c.total);
+            }
+            unsafe {
+                <bool as libxl_idl_builtin::CValue>::dispose(&mut c.bytes);
             }
         }
     }
@@ -1123,6 +1671,157 @@ pub mod c_api {
                     libxl_idl_builtin::c_function::from_json::<
                         DomainSnapshot,
                     >(p, initial, s)
+                },
+            )
+        }
+    }
+    /// The names of `libxl_ext_event_type`.
+    #[unsafe(no_mangle)]
+    pub static libxl_ext_event_type_string_table: [libxl_idl_builtin::ffi::libxl_enum_string_table; 3] = [
+        libxl_idl_builtin::ffi::libxl_enum_string_table {
+            s: c"operation_complete".as_ptr(),
+            v: 1,
+        },
+        libxl_idl_builtin::ffi::libxl_enum_string_table {
+            s: c"operation_progress".as_ptr(),
+            v: 2,
+        },
+        libxl_idl_builtin::ffi::libxl_enum_string_table {
+            s: ::core::ptr::null(),
+            v: -1,
+        },
+    ];
+    /// The name of a `libxl_ext_event_type`, or null.
+    #[unsafe(no_mangle)]
+    pub extern "C" fn libxl_ext_event_type_to_string(
+        p: ffi::libxl_ext_event_type,
+    ) -> *const ::core::ffi::c_char {
+        libxl_idl_builtin::c_function::to_string(
+            &libxl_ext_event_type_string_table,
+            p as ::core::ffi::c_int,
+        )
+    }
+    /// The `libxl_ext_event_type` with a name.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_ext_event_type_from_string(
+        s: *const ::core::ffi::c_char,
+        e: *mut ffi::libxl_ext_event_type,
+    ) -> ::core::ffi::c_int {
+        unsafe {
+            libxl_idl_builtin::c_function::from_string(
+                &libxl_ext_event_type_string_table,
+                s,
+                e.cast(),
+            )
+        }
+    }
+    /// A `libxl_ext_event_type` as JSON, which the caller frees; or null.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_ext_event_type_to_json(
+        ctx: *mut ::core::ffi::c_void,
+        p: ffi::libxl_ext_event_type,
+    ) -> *mut ::core::ffi::c_char {
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || { libxl_idl_builtin::c_function::to_json::<ExtEventType>(&p) },
+            )
+        }
+    }
+    /// A `libxl_ext_event_type` from JSON.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_ext_event_type_from_json(
+        ctx: *mut ::core::ffi::c_void,
+        p: *mut ffi::libxl_ext_event_type,
+        s: *const ::core::ffi::c_char,
+    ) -> ::core::ffi::c_int {
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || {
+                    libxl_idl_builtin::c_function::from_json::<ExtEventType>(p, || 0, s)
+                },
+            )
+        }
+    }
+    /// Frees what a `libxl_ext_event` holds; can be repeated.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_ext_event_dispose(p: *mut ffi::libxl_ext_event) {
+        unsafe { libxl_idl_builtin::c_function::dispose::<ExtEvent>(p) }
+    }
+    /// Copies a `libxl_ext_event` deeply; `dst` holds nothing before.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_ext_event_copy(
+        ctx: *mut ::core::ffi::c_void,
+        dst: *mut ffi::libxl_ext_event,
+        src: *const ffi::libxl_ext_event,
+    ) {
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || {
+                    libxl_idl_builtin::c_function::copy::<ExtEvent>(dst, src);
+                },
+            )
+        }
+    }
+    /// Initialises a `libxl_ext_event`.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_ext_event_init(p: *mut ffi::libxl_ext_event) {
+        unsafe { libxl_idl_builtin::c_function::init::<ExtEvent>(p) }
+    }
+    /// Chooses the member of `u` by its key and initialises it.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_ext_event_init_type(
+        p: *mut ffi::libxl_ext_event,
+        r#type: ffi::libxl_ext_event_type,
+    ) {
+        let Some(p) = (unsafe { p.as_mut() }) else { return };
+        p.r#type = r#type;
+        match r#type {
+            ffi::LIBXL_EXT_EVENT_TYPE_OPERATION_COMPLETE => {
+                unsafe {
+                    libxl_idl_builtin::c_function::init::<
+                        ExtEventUOperationComplete,
+                    >(&raw mut p.u.operation_complete);
+                }
+            }
+            ffi::LIBXL_EXT_EVENT_TYPE_OPERATION_PROGRESS => {
+                unsafe {
+                    libxl_idl_builtin::c_function::init::<
+                        ExtEventUOperationProgress,
+                    >(&raw mut p.u.operation_progress);
+                }
+            }
+            _ => {}
+        }
+    }
+    /// A `libxl_ext_event` as JSON, which the caller frees; or null.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_ext_event_to_json(
+        ctx: *mut ::core::ffi::c_void,
+        p: *mut ffi::libxl_ext_event,
+    ) -> *mut ::core::ffi::c_char {
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || { libxl_idl_builtin::c_function::to_json::<ExtEvent>(p) },
+            )
+        }
+    }
+    /// A `libxl_ext_event` from JSON; after an error it is as initialised.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_ext_event_from_json(
+        ctx: *mut ::core::ffi::c_void,
+        p: *mut ffi::libxl_ext_event,
+        s: *const ::core::ffi::c_char,
+    ) -> ::core::ffi::c_int {
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || {
+                    let initial = <ExtEvent as libxl_idl_builtin::CValue>::init;
+                    libxl_idl_builtin::c_function::from_json::<ExtEvent>(p, initial, s)
                 },
             )
         }
