@@ -197,6 +197,22 @@ impl Type {
         }
     }
 
+    /// What lies in a struct, a union or a keyed union, by name; but not the variables that belong to
+    /// keyed unions and arrays among it.
+    pub(crate) fn members(&self) -> Vec<(&str, TypeId)> {
+        match &self.kind {
+            TypeKind::KeyedUnion { members, .. } => members
+                .iter()
+                .filter_map(|member| member.ty.map(|ty| (member.name.as_str(), ty)))
+                .collect(),
+            _ => self
+                .fields()
+                .iter()
+                .map(|field| (field.name.as_str(), field.ty))
+                .collect(),
+        }
+    }
+
     /// A struct, union or keyed union.
     pub fn is_aggregate(&self) -> bool {
         matches!(

@@ -71,6 +71,7 @@ mod imported {
 )]
 mod features {
     include!("golden/features.rs");
+    include!("golden/features.layout.rs");
 }
 
 #[allow(
@@ -82,6 +83,7 @@ mod features {
 )]
 mod ext {
     include!("golden/libxl_ext_types.rs");
+    include!("golden/libxl_ext_types.layout.rs");
 }
 
 use ext::{DiskSnapshot, DomainSnapshot, SnapshotRevert};
@@ -363,6 +365,20 @@ fn what_has_no_safe_form_is_an_error() {
         assert!(features::c_api::libxl_everything_to_json(ptr::null_mut(), &raw mut c).is_null());
         features::c_api::libxl_everything_dispose(&raw mut c);
     }
+}
+
+#[test]
+fn layouts_are_tables() {
+    let find = |name: &str| features::LAYOUT.iter().find(|entry| entry.0 == name);
+    assert_eq!(find("libxl_point"), Some(&("libxl_point", 8, 4)));
+    let hvm = "libxl_everything.u.hvm";
+    let size = size_of::<features::ffi::libxl_everything_u_hvm>();
+    assert!(find(hvm).is_some_and(|entry| entry.1 % 8 == 0 && entry.2 == size));
+    let members = ext::LAYOUT
+        .iter()
+        .filter(|entry| entry.0.starts_with("libxl_domain_snapshot."));
+    let end = members.map(|(_, offset, size)| offset + size).max();
+    assert_eq!(end, Some(size_of::<ext::ffi::libxl_domain_snapshot>()));
 }
 
 #[test]

@@ -74,6 +74,16 @@ fn check(idl: &Path, golden: &Path, failures: &mut Vec<String>) {
                 &emit::c_header(&model, &header),
                 failures,
             );
+            compare(
+                &golden.with_extension("layout.c"),
+                &emit::layout_c(&model, &header.includes),
+                failures,
+            );
+            compare(
+                &golden.with_extension("layout.rs"),
+                &emit::layout_rust(&model),
+                failures,
+            );
             let rust = rust(&model);
             compare(&golden.with_extension("rs"), &rust, failures);
             compare(

@@ -4,10 +4,12 @@ mod c_header;
 mod compat;
 mod idl;
 mod json;
+mod layout;
 mod rust;
 
 pub use c_header::{CHeaderOptions, c_header};
 pub use compat::Compat;
 pub use idl::idl;
 pub use json::json;
+pub use layout::{layout_c, layout_rust};
 pub use rust::{EmitError, Import, RustOptions, ffi_glue, rust};

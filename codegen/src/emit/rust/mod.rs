@@ -19,6 +19,8 @@ use quote::quote;
 use crate::model::{Model, TypeKind};
 use names::Names;
 
+pub(super) use names::ident;
+
 /// Where the Rust form of an imported type is found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Import {

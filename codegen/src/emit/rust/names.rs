@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use proc_macro2::{Ident, Span};
 
 use super::EmitError;
-use crate::model::{Model, Type, TypeId, TypeKind};
+use crate::model::{Model, TypeId};
 
 /// The names of all types that are emitted, each of them once.
 pub(super) struct Names {
@@ -44,7 +44,7 @@ impl Names {
             return;
         }
         self.order.push(id);
-        for (field, inner) in nested(&model[id]) {
+        for (field, inner) in model[id].members() {
             let ty = &model[inner];
             if ty.is_aggregate() && ty.c_name.is_none() {
                 let safe = format!("{safe}{}", camel_case(field));
@@ -66,20 +66,6 @@ impl Names {
 
     pub(super) fn ffi(&self, id: TypeId) -> Ident {
         ident(self.ffi.get(&id).map_or("Unnamed", String::as_str))
-    }
-}
-
-fn nested(ty: &Type) -> Vec<(&str, TypeId)> {
-    match &ty.kind {
-        TypeKind::KeyedUnion { members, .. } => members
-            .iter()
-            .filter_map(|member| member.ty.map(|ty| (member.name.as_str(), ty)))
-            .collect(),
-        _ => ty
-            .fields()
-            .iter()
-            .map(|field| (field.name.as_str(), field.ty))
-            .collect(),
     }
 }
 
@@ -105,7 +91,7 @@ pub(super) fn camel_case(name: &str) -> String {
 }
 
 /// An identifier; keywords become raw ones.
-pub(super) fn ident(name: &str) -> Ident {
+pub(in crate::emit) fn ident(name: &str) -> Ident {
     // Four keywords cannot be raw.
     if matches!(name, "self" | "Self" | "super" | "crate" | "_") {
         return Ident::new(&format!("{name}_"), Span::call_site());
