@@ -4,10 +4,13 @@
 use std::fmt;
 use std::ops::BitOr;
 
-use serde::de::{DeserializeOwned, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeOwned, Error, IgnoredAny, IntoDeserializer, MapAccess, SeqAccess, Visitor,
+};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::Value;
+
+use crate::json_value::JsonValue;
 
 /// A set of kinds of JSON values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,19 +40,19 @@ impl Kinds {
         Self(self.0 | other.0)
     }
 
-    fn of(value: &Value) -> Self {
+    fn of(value: &JsonValue) -> Self {
         match value {
-            Value::Null => Self::NULL,
-            Value::Bool(_) => Self::BOOL,
-            Value::Number(number) if number.is_f64() => Self::DOUBLE,
-            Value::Number(_) => Self::INTEGER,
-            Value::String(_) => Self::STRING,
-            Value::Array(_) => Self::ARRAY,
-            Value::Object(_) => Self::MAP,
+            JsonValue::Null => Self::NULL,
+            JsonValue::Bool(_) => Self::BOOL,
+            JsonValue::Unsigned(_) | JsonValue::Signed(_) => Self::INTEGER,
+            JsonValue::Double(_) => Self::DOUBLE,
+            JsonValue::String(_) => Self::STRING,
+            JsonValue::Array(_) => Self::ARRAY,
+            JsonValue::Map(_) => Self::MAP,
         }
     }
 
-    fn contain(self, value: &Value) -> bool {
+    fn contain(self, value: &JsonValue) -> bool {
         self.0 & Self::of(value).0 != 0
     }
 }
@@ -64,7 +67,7 @@ impl BitOr for Kinds {
 
 /// A JSON map, from which the fields of a struct are taken.
 #[derive(Clone, Debug, Default)]
-pub struct Object(Vec<(String, Value)>);
+pub struct Object(Vec<(String, JsonValue)>);
 
 impl Object {
     /// The value of a key, if it is there and of one of the kinds.
@@ -82,7 +85,8 @@ impl Object {
         if !kinds.contain(value) {
             return Ok(None);
         }
-        T::deserialize(value.clone())
+        let value: Result<T, E> = T::deserialize(value.clone().into_deserializer());
+        value
             .map(Some)
             .map_err(|error| E::custom(format_args!("{key}: {error}")))
     }
@@ -106,7 +110,7 @@ impl Object {
         self.0
             .iter()
             .find(|(present, _)| present == key)
-            .is_some_and(|(_, value)| value.is_object())
+            .is_some_and(|(_, value)| matches!(value, JsonValue::Map(_)))
     }
 }
 

@@ -13,6 +13,7 @@ pub mod enumeration;
 pub mod ffi;
 mod hwcap;
 pub mod json;
+mod json_value;
 mod key_value_list;
 mod mac;
 mod uuid;

@@ -1,11 +1,12 @@
 //! The builtin types in libxl's JSON dialect.
 
+use libxl_idl_builtin::json::{Kinds, Object};
 use libxl_idl_builtin::{
     Bitmap, CpuidPolicyList, Defbool, Hwcap, IsDefault, KeyValueList, Mac, MsVmGenid, Uuid,
 };
 use proptest::prelude::*;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 fn round_trip<T: Serialize + DeserializeOwned>(value: &T) -> T {
@@ -103,4 +104,45 @@ fn defaults_are_recognised() {
     assert!(!CpuidPolicyList(json!([{ "leaf": 1 }])).is_default());
     // libxl prints it always.
     assert!(!Hwcap::default().is_default());
+}
+
+#[test]
+fn what_is_taken_from_a_map_is_any_type_of_serde() {
+    #[derive(Debug, PartialEq, Deserialize)]
+    enum Shape {
+        Point,
+        Circle(u8),
+        Box { width: i16, height: Option<f64> },
+    }
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    struct Wrapper(Vec<Shape>);
+
+    let text = r#"{
+        "shapes": ["Point", {"Circle": 7}, {"Box": {"width": -2, "height": 0.5}}],
+        "none": null, "some": true, "map": {"a": [], "b": {}}, "pair": [1, "2", 3]
+    }"#;
+    let object: Object = serde_json::from_str(text).expect("it is a map");
+    let shapes = vec![
+        Shape::Point,
+        Shape::Circle(7),
+        Shape::Box {
+            width: -2,
+            height: Some(0.5),
+        },
+    ];
+    assert_eq!(get(&object, "shapes"), Ok(Some(Wrapper(shapes))));
+    assert_eq!(get(&object, "none"), Ok(Some(None::<u8>)));
+    assert_eq!(get(&object, "some"), Ok(Some(Some(true))));
+    let map: Result<Option<Value>, String> = get(&object, "map");
+    assert_eq!(map, Ok(Some(json!({ "a": [], "b": {} }))));
+    let error = get::<(u8, String)>(&object, "pair").expect_err("it is longer");
+    assert!(error.starts_with("pair: invalid length 3"), "{error}");
+    let error = get::<Shape>(&object, "some").expect_err("it is no shape");
+    assert!(error.starts_with("some: invalid type: boolean"), "{error}");
+}
+
+fn get<T: DeserializeOwned>(object: &Object, key: &str) -> Result<Option<T>, String> {
+    let value: Result<_, serde_json::Error> = object.get(key, Kinds::ANY);
+    value.map_err(|error| error.to_string())
 }
