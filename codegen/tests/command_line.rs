@@ -39,7 +39,7 @@ fn check_is_silent_when_all_is_right() {
 #[test]
 fn errors_are_all_shown_with_their_place() {
     let directory = directory();
-    for command in ["check", "dump", "rust", "c-header"] {
+    for command in ["check", "dump", "rust", "c-header", "c-test"] {
         let output = xl_idl(directory.path(), &[command, "bad.idl"]);
         assert_eq!(output.status.code(), Some(1), "{command}");
         assert!(output.stdout.is_empty(), "{command}");
@@ -128,6 +128,45 @@ fn rust_needs_to_know_what_is_imported() {
         &["rust", "good.idl", "--import", "libxl_device_disk"],
     );
     assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn c_functions_take_structs_by_reference() {
+    let directory = directory();
+    for (by, expected) in [("VALUE", Some(1)), ("REFERENCE", Some(0))] {
+        let idl = format!("namespace('libxl_')\na = Struct('a', [], passby=PASS_BY_{by})\n");
+        fs::write(directory.path().join("by.idl"), idl).expect("it can be written");
+        let output = xl_idl(directory.path(), &["rust", "--glue", "by.idl"]);
+        assert_eq!(output.status.code(), expected, "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn the_c_test_includes_what_it_is_told() {
+    let directory = directory();
+    let arguments = [
+        "c-test",
+        "good.idl",
+        "--include",
+        "libxl.h",
+        "--include",
+        "_good.h",
+    ];
+    let output = xl_idl(directory.path(), &arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let program = text(&output.stdout);
+    assert!(
+        program.contains("#include <libxl.h>\n#include <_good.h>\n"),
+        "{program}"
+    );
+    assert!(
+        program.contains("static void libxl_a_rand_init(libxl_a *p)\n"),
+        "{program}"
+    );
+    assert!(
+        program.contains("\nvoid libxl_device_disk_rand_init("),
+        "{program}"
+    );
 }
 
 #[test]

@@ -3,64 +3,7 @@
 use std::ffi::CStr;
 use std::ptr;
 
-mod imported {
-    //! The types that the recorded outputs import.
-
-    use std::cell::Cell;
-    use std::ffi::{c_char, c_void};
-    use std::ptr;
-
-    use libxl_idl_builtin::c_function::current_ctx;
-    use libxl_idl_builtin::{CValue, CValueError};
-    use serde::{Deserialize, Serialize};
-
-    thread_local! {
-        /// The ctx at the last call.
-        pub(crate) static CTX: Cell<*mut c_void> = const { Cell::new(ptr::null_mut()) };
-    }
-
-    #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-    pub(crate) struct DeviceDisk {
-        pub(crate) vdev: String,
-    }
-
-    #[repr(C)]
-    #[derive(Clone, Copy)]
-    #[allow(non_camel_case_types)]
-    pub(crate) struct libxl_device_disk {
-        vdev: *mut c_char,
-    }
-
-    // SAFETY: null is valid and holds nothing.
-    unsafe impl CValue for DeviceDisk {
-        type C = libxl_device_disk;
-
-        unsafe fn read(c: &Self::C) -> Result<Self, CValueError> {
-            CTX.set(current_ctx());
-            // SAFETY: as the caller promises.
-            let vdev = unsafe { <Option<String>>::read(&c.vdev) }?;
-            Ok(Self {
-                vdev: vdev.unwrap_or_default(),
-            })
-        }
-
-        fn write(&self, c: &mut Self::C) -> Result<(), CValueError> {
-            CTX.set(current_ctx());
-            Some(self.vdev.clone()).write(&mut c.vdev)
-        }
-
-        unsafe fn copy(from: &Self::C, to: &mut Self::C) {
-            CTX.set(current_ctx());
-            // SAFETY: as the caller promises.
-            unsafe { <Option<String>>::copy(&from.vdev, &mut to.vdev) };
-        }
-
-        unsafe fn dispose(c: &mut Self::C) {
-            // SAFETY: as the caller promises.
-            unsafe { <Option<String>>::dispose(&mut c.vdev) };
-        }
-    }
-}
+mod imported;
 
 #[allow(
     unused,
@@ -225,6 +168,19 @@ fn wrong_values_of_the_expected_kind_are_errors() {
 fn the_first_of_repeated_keys_counts() {
     let point: Point = serde_json::from_str(r#"{"x": 1, "x": 2}"#).expect("it can be parsed");
     assert_eq!(point.x, 1);
+    let text = r#"{"nested": {"deep": {"deeper": 1, "deeper": 2}}, "points": [{"y": 3, "y": 4}]}"#;
+    let everything: Everything = serde_json::from_str(text).expect("it can be parsed");
+    assert_eq!(everything.nested.deep.deeper, 1);
+    assert_eq!(everything.points[0].y, 3);
+}
+
+#[test]
+fn lists_keep_repeated_keys() {
+    let text = r#"{"settings": {"a": "1", "b": null, "a": "2"}}"#;
+    let everything: Everything = serde_json::from_str(text).expect("it can be parsed");
+    let settings = everything.settings.0.iter();
+    let values: Vec<_> = settings.filter_map(|(_, value)| value.as_deref()).collect();
+    assert_eq!(values, ["1", "2"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use libxl_idl::Model;
-use libxl_idl::emit::{self, CHeaderOptions, Import, RustOptions};
+use libxl_idl::emit::{self, CHeaderOptions, CTestOptions, Import, RustOptions};
 
 fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
@@ -30,6 +30,12 @@ fn rust(model: &Model) -> String {
     let types = emit::rust(model, &rust_options()).expect("the model has a Rust form");
     let glue = emit::ffi_glue(model, &rust_options()).expect("its types can be copied and freed");
     format!("{types}\n{glue}")
+}
+
+/// `_features_types.h`, since the guard of `_features.h` would be the one of the C library's `features.h`.
+fn header_name(golden: &Path) -> String {
+    let stem = golden.file_stem().expect("a stem").to_string_lossy();
+    format!("_{}_types.h", stem.trim_end_matches("_types"))
 }
 
 fn compare(path: &Path, actual: &str, failures: &mut Vec<String>) {
@@ -65,13 +71,21 @@ fn check(idl: &Path, golden: &Path, failures: &mut Vec<String>) {
     match libxl_idl::compile(&source, &name) {
         Ok(model) => {
             let header = CHeaderOptions {
-                file_name: format!("_{}.h", idl.file_stem().expect("a stem").to_string_lossy()),
+                file_name: header_name(golden),
                 includes: vec!["libxl.h".to_owned()],
                 ..CHeaderOptions::default()
             };
             compare(
                 &golden.with_extension("h"),
                 &emit::c_header(&model, &header),
+                failures,
+            );
+            let test = CTestOptions {
+                includes: vec!["libxl.h".to_owned(), header.file_name.clone()],
+            };
+            compare(
+                &golden.with_extension("test.c"),
+                &emit::c_test(&model, &test),
                 failures,
             );
             compare(

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use libxl_idl::emit::{self, CHeaderOptions, Compat, EmitError, Import, RustOptions};
+use libxl_idl::emit::{self, CHeaderOptions, CTestOptions, Compat, EmitError, Import, RustOptions};
 use libxl_idl::{Diagnostics, Model, output};
 
 /// Compiles libxl's IDL.
@@ -52,6 +52,14 @@ enum Command {
         /// The release of Xen whose generator to follow, as `4.7`; else it is derived from the input.
         #[arg(long)]
         compat: Option<Compat>,
+    },
+    /// Writes a C program that tests the functions which the C header declares.
+    CTest {
+        #[command(flatten)]
+        files: InputOutput,
+        /// A header to include, such as the one that `c-header` writes; can be repeated.
+        #[arg(long)]
+        include: Vec<String>,
     },
 }
 
@@ -134,6 +142,11 @@ fn run(command: Command) -> Result<(), Failure> {
                 compat: compat.unwrap_or_default(),
             };
             write(&files, &emit::c_header(&model, &options))
+        }
+        Command::CTest { files, include } => {
+            let model = compile(&files.file)?;
+            let options = CTestOptions { includes: include };
+            write(&files, &emit::c_test(&model, &options))
         }
     }
 }

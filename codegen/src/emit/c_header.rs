@@ -1,8 +1,6 @@
 //! The C header: the declarations that libxl's own generator writes, in its order.
 
-use std::fmt::Write;
-
-use super::Compat;
+use super::{Compat, Writer};
 use crate::model::{Field, Model, PassBy, Type, TypeId, TypeKind};
 
 /// What can be chosen about a C header.
@@ -26,11 +24,10 @@ pub fn c_header(model: &Model, options: &CHeaderOptions) -> String {
     let mut emitter = CHeader {
         model,
         const_source,
-        out: String::new(),
-        depth: 0,
+        out: Writer::default(),
     };
     emitter.file(options);
-    emitter.out
+    emitter.out.into_text()
 }
 
 fn guard(file_name: &str) -> String {
@@ -55,17 +52,12 @@ fn guard(file_name: &str) -> String {
 struct CHeader<'m> {
     model: &'m Model,
     const_source: &'static str,
-    out: String,
-    depth: usize,
+    out: Writer,
 }
 
 impl CHeader<'_> {
     fn line(&mut self, text: &str) {
-        if !text.is_empty() {
-            self.out.push_str(&"    ".repeat(self.depth));
-            self.out.push_str(text);
-        }
-        self.out.push('\n');
+        self.out.line(text);
     }
 
     fn file(&mut self, options: &CHeaderOptions) {
@@ -110,12 +102,12 @@ impl CHeader<'_> {
         self.docs(ty.docs.as_ref());
         if let TypeKind::Enumeration { values, .. } = &ty.kind {
             self.line(&format!("typedef enum {name} {{"));
-            self.depth += 1;
+            self.out.depth += 1;
             for value in values {
                 self.docs(value.docs.as_ref());
                 self.line(&format!("{} = {},", value.c_name, value.value));
             }
-            self.depth -= 1;
+            self.out.depth -= 1;
         } else {
             let keyword = keyword(ty);
             self.line(&format!("typedef {keyword} {name} {{"));
@@ -126,7 +118,7 @@ impl CHeader<'_> {
 
     /// The members of an aggregate, without its braces.
     fn members(&mut self, ty: &Type) {
-        self.depth += 1;
+        self.out.depth += 1;
         if let TypeKind::KeyedUnion { members, .. } = &ty.kind {
             for member in members {
                 if let Some(id) = member.ty {
@@ -140,7 +132,7 @@ impl CHeader<'_> {
                 self.member(field.ty, &field.name, field.is_const);
             }
         }
-        self.depth -= 1;
+        self.out.depth -= 1;
     }
 
     fn member(&mut self, id: TypeId, name: &str, is_const: bool) {
@@ -235,7 +227,7 @@ impl CHeader<'_> {
 
     fn prototype(&mut self, ty: &Type, text: &str) {
         let hidden = if ty.hidden { "_hidden " } else { "" };
-        let _ = writeln!(self.out, "{hidden}{text};");
+        self.line(&format!("{hidden}{text};"));
     }
 }
 

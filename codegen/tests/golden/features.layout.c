@@ -32,6 +32,11 @@ int main(void)
     MEMBER(libxl_everything, signal);
     MEMBER(libxl_everything, num_points);
     MEMBER(libxl_everything, points);
+    MEMBER(libxl_everything, num_labels);
+    MEMBER(libxl_everything, labels);
+    MEMBER(libxl_everything, notes);
+    MEMBER(libxl_everything, settings);
+    MEMBER(libxl_everything, uuid);
     MEMBER(libxl_everything, features);
     MEMBER(libxl_everything, link);
     MEMBER(libxl_everything, disk);

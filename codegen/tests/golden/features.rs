@@ -326,6 +326,14 @@ pub struct Everything {
     pub signal: Option<Signal>,
     /// `libxl_everything.points`
     pub points: Vec<Point>,
+    /// `libxl_everything.labels`
+    pub labels: Vec<libxl_idl_builtin::CText>,
+    /// `libxl_everything.notes`
+    pub notes: libxl_idl_builtin::StringList,
+    /// `libxl_everything.settings`
+    pub settings: libxl_idl_builtin::KeyValueList,
+    /// `libxl_everything.uuid`
+    pub uuid: libxl_idl_builtin::Uuid,
     /// `libxl_everything.disk`
     pub disk: crate::imported::DeviceDisk,
     /// `libxl_everything.nested`
@@ -351,6 +359,10 @@ impl Default for Everything {
             colours: <Vec<Colour>>::default(),
             signal: <Option<Signal>>::default(),
             points: <Vec<Point>>::default(),
+            labels: <Vec<libxl_idl_builtin::CText>>::default(),
+            notes: <libxl_idl_builtin::StringList>::default(),
+            settings: <libxl_idl_builtin::KeyValueList>::default(),
+            uuid: <libxl_idl_builtin::Uuid>::default(),
             disk: <crate::imported::DeviceDisk>::default(),
             nested: <EverythingNested>::default(),
             u: <EverythingU>::default(),
@@ -434,6 +446,26 @@ impl ::serde::Serialize for Everything {
                 "points",
                 &self.points,
             )?;
+        }
+        if !self.labels.is_empty() {
+            ::serde::ser::SerializeMap::serialize_entry(
+                &mut map,
+                "labels",
+                &self.labels,
+            )?;
+        }
+        if !libxl_idl_builtin::IsDefault::is_default(&self.notes) {
+            ::serde::ser::SerializeMap::serialize_entry(&mut map, "notes", &self.notes)?;
+        }
+        if !libxl_idl_builtin::IsDefault::is_default(&self.settings) {
+            ::serde::ser::SerializeMap::serialize_entry(
+                &mut map,
+                "settings",
+                &self.settings,
+            )?;
+        }
+        if !libxl_idl_builtin::IsDefault::is_default(&self.uuid) {
+            ::serde::ser::SerializeMap::serialize_entry(&mut map, "uuid", &self.uuid)?;
         }
         ::serde::ser::SerializeMap::serialize_entry(&mut map, "disk", &self.disk)?;
         ::serde::ser::SerializeMap::serialize_entry(&mut map, "nested", &self.nested)?;
@@ -537,6 +569,22 @@ impl<'de> ::serde::Deserialize<'de> for Everything {
         if let Some(value) = object.get("points", libxl_idl_builtin::json::Kinds::ARRAY)?
         {
             this.points = value;
+        }
+        if let Some(value) = object.get("labels", libxl_idl_builtin::json::Kinds::ARRAY)?
+        {
+            this.labels = value;
+        }
+        if let Some(value) = object.get("notes", libxl_idl_builtin::json::Kinds::ARRAY)?
+        {
+            this.notes = value;
+        }
+        if let Some(value) = object.get("settings", libxl_idl_builtin::json::Kinds::MAP)?
+        {
+            this.settings = value;
+        }
+        if let Some(value) = object.get("uuid", libxl_idl_builtin::json::Kinds::STRING)?
+        {
+            this.uuid = value;
         }
         if let Some(value) = object.get("disk", libxl_idl_builtin::json::Kinds::MAP)? {
             this.disk = value;
@@ -878,6 +926,16 @@ pub mod ffi {
         pub num_points: ::core::ffi::c_int,
         /// `libxl_everything.points`
         pub points: *mut libxl_point,
+        /// The number of elements of `labels`.
+        pub num_labels: ::core::ffi::c_int,
+        /// `libxl_everything.labels`
+        pub labels: *mut *mut ::core::ffi::c_char,
+        /// `libxl_everything.notes`
+        pub notes: libxl_idl_builtin::ffi::libxl_string_list,
+        /// `libxl_everything.settings`
+        pub settings: libxl_idl_builtin::ffi::libxl_key_value_list,
+        /// `libxl_everything.uuid`
+        pub uuid: libxl_idl_builtin::ffi::libxl_uuid,
         /// `libxl_everything.features`
         pub features: *mut ::core::ffi::c_char,
         /// `libxl_everything.link`
@@ -1127,6 +1185,26 @@ mod c_values {
                         Point,
                     >(c.points, c.num_points)?
                 },
+                labels: unsafe {
+                    libxl_idl_builtin::c_value::read_array::<
+                        libxl_idl_builtin::CText,
+                    >(c.labels, c.num_labels)?
+                },
+                notes: unsafe {
+                    <libxl_idl_builtin::StringList as libxl_idl_builtin::CValue>::read(
+                        &c.notes,
+                    )?
+                },
+                settings: unsafe {
+                    <libxl_idl_builtin::KeyValueList as libxl_idl_builtin::CValue>::read(
+                        &c.settings,
+                    )?
+                },
+                uuid: unsafe {
+                    <libxl_idl_builtin::Uuid as libxl_idl_builtin::CValue>::read(
+                        &c.uuid,
+                    )?
+                },
                 disk: unsafe {
                     <crate::imported::DeviceDisk as libxl_idl_builtin::CValue>::read(
                         &c.disk,
@@ -1213,6 +1291,21 @@ mod c_values {
             libxl_idl_builtin::c_value::write_array::<
                 Point,
             >(&self.points, &mut c.points, &mut c.num_points)?;
+            libxl_idl_builtin::c_value::write_array::<
+                libxl_idl_builtin::CText,
+            >(&self.labels, &mut c.labels, &mut c.num_labels)?;
+            <libxl_idl_builtin::StringList as libxl_idl_builtin::CValue>::write(
+                &self.notes,
+                &mut c.notes,
+            )?;
+            <libxl_idl_builtin::KeyValueList as libxl_idl_builtin::CValue>::write(
+                &self.settings,
+                &mut c.settings,
+            )?;
+            <libxl_idl_builtin::Uuid as libxl_idl_builtin::CValue>::write(
+                &self.uuid,
+                &mut c.uuid,
+            )?;
             <crate::imported::DeviceDisk as libxl_idl_builtin::CValue>::write(
                 &self.disk,
                 &mut c.disk,
@@ -1309,6 +1402,29 @@ mod c_values {
                 >(from.points, from.num_points, &mut to.points, &mut to.num_points);
             }
             unsafe {
+                libxl_idl_builtin::c_value::copy_array::<
+                    libxl_idl_builtin::CText,
+                >(from.labels, from.num_labels, &mut to.labels, &mut to.num_labels);
+            }
+            unsafe {
+                <libxl_idl_builtin::StringList as libxl_idl_builtin::CValue>::copy(
+                    &from.notes,
+                    &mut to.notes,
+                );
+            }
+            unsafe {
+                <libxl_idl_builtin::KeyValueList as libxl_idl_builtin::CValue>::copy(
+                    &from.settings,
+                    &mut to.settings,
+                );
+            }
+            unsafe {
+                <libxl_idl_builtin::Uuid as libxl_idl_builtin::CValue>::copy(
+                    &from.uuid,
+                    &mut to.uuid,
+                );
+            }
+            unsafe {
                 <crate::imported::DeviceDisk as libxl_idl_builtin::CValue>::copy(
                     &from.disk,
                     &mut to.disk,
@@ -1396,6 +1512,26 @@ mod c_values {
                 libxl_idl_builtin::c_value::dispose_array::<
                     Point,
                 >(&mut c.points, &mut c.num_points);
+            }
+            unsafe {
+                libxl_idl_builtin::c_value::dispose_array::<
+                    libxl_idl_builtin::CText,
+                >(&mut c.labels, &mut c.num_labels);
+            }
+            unsafe {
+                <libxl_idl_builtin::StringList as libxl_idl_builtin::CValue>::dispose(
+                    &mut c.notes,
+                );
+            }
+            unsafe {
+                <libxl_idl_builtin::KeyValueList as libxl_idl_builtin::CValue>::dispose(
+                    &mut c.settings,
+                );
+            }
+            unsafe {
+                <libxl_idl_builtin::Uuid as libxl_idl_builtin::CValue>::dispose(
+                    &mut c.uuid,
+                );
             }
             unsafe {
                 <crate::imported::DeviceDisk as libxl_idl_builtin::CValue>::dispose(

@@ -6,7 +6,7 @@ use quote::{format_ident, quote};
 use super::keyed_union::{first_value, variants};
 use super::names::{camel_case, ident};
 use super::{Context, EmitError};
-use crate::model::{Enumerator, Field, Member, TypeId, TypeKind};
+use crate::model::{Enumerator, Field, Member, PassBy, TypeId, TypeKind};
 
 /// Types of which only libxl knows what they hold.
 const OPAQUE: &[&str] = &["libxl_cpuid_policy_list"];
@@ -16,6 +16,13 @@ pub(super) fn emit(context: &Context<'_>) -> Result<TokenStream, EmitError> {
     let mut functions = TokenStream::new();
     for (id, _) in context.names.in_order() {
         let ty = &context.model[id];
+        let usual = match ty.kind {
+            TypeKind::Enumeration { .. } => PassBy::Value,
+            _ => PassBy::Reference,
+        };
+        if ty.c_name.is_some() && ty.pass_by != usual {
+            return Err(EmitError::PassBy(ty.display_name().to_owned()));
+        }
         match &ty.kind {
             TypeKind::Enumeration {
                 values: enumerators,

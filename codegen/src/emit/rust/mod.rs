@@ -82,6 +82,9 @@ pub enum EmitError {
     /// A type that only libxl can copy and free, so that no C functions can be generated for it.
     #[error("no C functions can be generated for what contains `{0}`")]
     NoGlue(String),
+    /// A struct that C hands over by value, or an enumeration by reference.
+    #[error("no C functions can be generated for `{0}` with such a `passby`")]
+    PassBy(String),
     /// An option that is no path.
     #[error("`{0}` is no path of a Rust item")]
     Path(String),
