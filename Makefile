@@ -12,7 +12,7 @@ LAB = $(RELEASE)/lab
 NAME ?= main
 
 .PHONY: demo test check lab-test prerequisites build stage install uninstall clean
-.PHONY: fmt clippy unit
+.PHONY: fmt clippy unit capi build-debug
 .PHONY: lab-build lab-boot lab-run lab-shell lab-install lab-logs lab-poweroff lab-power-cut lab-destroy
 
 ## What README promises
@@ -50,23 +50,89 @@ prerequisites:
 	./tests/prerequisites.sh
 
 build:
-	$(CARGO) build --release --locked --package xl-cmd --package lab
+	$(CARGO) build --release --locked --package xl-cmd --package lab --package libxl-ext --package libxl-idl
 
 $(LAB): build
 
-# The program opens libxenctrl.so by that name, which only development packages have: the link in the
-# private directory gives it the library that the build was made against.
-install: build
-	install -D -m 0755 $(RELEASE)/xl-ext $(DESTDIR)$(PREFIX)/sbin/xl-ext
-	install -d -m 0755 $(DESTDIR)$(PREFIX)/lib/libxl-ext
+## The C library, made of the static library that cargo builds: cargo's own shared one would have no
+## version script, and its static one lets out the names of the Rust library.
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+SONAME = libxlext.so.0
+MAP = libxl-ext/libxlext.map
+# Which of cargo's outputs is linked, and where the result goes.
+PROFILE ?= release
+CAPI = $(CARGO_TARGET_DIR)/$(PROFILE)/capi
+RUST_PART = $(CARGO_TARGET_DIR)/$(PROFILE)/liblibxl_ext.a
+XL_IDL = $(CARGO_TARGET_DIR)/$(PROFILE)/xl-idl
+XEN_LIBS = $(shell pkg-config --libs xenlight) -lxenctrl -lxentoollog
+# Where a library that was linked statically looks for the agent; the shared one looks beside itself.
+ifneq ($(PREFIX),/usr/local)
+export LIBXL_EXT_PRIVATE_DIR := $(PREFIX)/lib/libxl-ext
+endif
+SYSTEM_LIBS = -lgcc_s -lpthread -lm -ldl -lc
+CC ?= cc
+
+capi: $(CAPI)/libxlext.so $(CAPI)/libxlext.a $(CAPI)/_libxl_ext_types.h
+
+$(RUST_PART) $(XL_IDL): $(if $(filter release,$(PROFILE)),build,build-debug)
+
+build-debug:
+	$(CARGO) build --locked --package libxl-ext --package libxl-idl
+
+$(CAPI)/_libxl_ext_types.h: idl/libxl_ext_types.idl $(XL_IDL)
+	mkdir -p $(CAPI)
+	$(XL_IDL) c-header --include libxl.h $< -o $@
+
+# One object in which only the API is global.
+$(CAPI)/libxlext.o: $(RUST_PART) $(MAP)
+	mkdir -p $(CAPI)
+	nm --defined-only --extern-only --format=posix $(RUST_PART) 2>/dev/null \
+		| sed -n 's/^\(libxl_\(domain_snapshot\|disk_snapshot\|snapshot\|ext\)_[a-z_]*\) .*/\1/p' | sort -u >$(CAPI)/symbols
+	ld -r --gc-sections $$(sed 's/^/--undefined=/' $(CAPI)/symbols) -o $@.all $(RUST_PART)
+	objcopy --keep-global-symbols=$(CAPI)/symbols --strip-debug \
+		--remove-section=.llvmbc --remove-section=.llvmcmd $@.all $@
+	rm $@.all
+
+$(CAPI)/libxlext.a: $(CAPI)/libxlext.o
+	rm -f $@
+	ar rcs $@ $<
+
+$(CAPI)/libxlext.so: $(CAPI)/libxlext.o $(MAP)
+	$(CC) -shared -o $(CAPI)/libxlext.so.$(VERSION) $< -Wl,-soname,$(SONAME) -Wl,--version-script=$(MAP) \
+		-Wl,--gc-sections -Wl,--as-needed -Wl,-z,defs -Wl,-z,now -Wl,-rpath,'$$ORIGIN/libxl-ext' \
+		$(XEN_LIBS) $(SYSTEM_LIBS)
+	ln -sf libxlext.so.$(VERSION) $(CAPI)/$(SONAME)
+	ln -sf $(SONAME) $@
+
+HERE = $(DESTDIR)$(PREFIX)
+PRIVATE = $(HERE)/lib/libxl-ext
+PAGES = $(wildcard docs/man/*.3)
+
+# The programs open libxenctrl.so by that name, which only development packages have: the link in the
+# private directory gives them the library that the build was made against.
+install: build capi
+	install -D -m 0755 $(RELEASE)/xl-ext $(HERE)/sbin/xl-ext
+	install -D -m 0755 $(RELEASE)/libxl-ext-agent $(PRIVATE)/libxl-ext-agent
 	ln -sfn "$$(readlink -f "$$(pkg-config --variable=libdir xenlight)/libxenctrl.so" | sed 's/\(\.so\.[0-9]*\.[0-9]*\).*/\1/')" \
-		$(DESTDIR)$(PREFIX)/lib/libxl-ext/libxenctrl.so
-	install -D -m 0644 docs/man/xl-ext.8 $(DESTDIR)$(PREFIX)/share/man/man8/xl-ext.8
+		$(PRIVATE)/libxenctrl.so
+	install -m 0755 $(CAPI)/libxlext.so.$(VERSION) $(HERE)/lib/
+	ln -sf libxlext.so.$(VERSION) $(HERE)/lib/$(SONAME)
+	ln -sf $(SONAME) $(HERE)/lib/libxlext.so
+	install -m 0644 $(CAPI)/libxlext.a $(HERE)/lib/
+	install -d -m 0755 $(HERE)/include $(HERE)/lib/pkgconfig $(HERE)/share/man/man3
+	install -m 0644 libxl-ext/include/libxl_ext.h $(CAPI)/_libxl_ext_types.h $(HERE)/include/
+	sed -e 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|' libxl-ext/xenlight-ext.pc.in \
+		>$(HERE)/lib/pkgconfig/xenlight-ext.pc
+	install -m 0644 $(PAGES) $(HERE)/share/man/man3/
+	install -D -m 0644 docs/man/xl-ext.8 $(HERE)/share/man/man8/xl-ext.8
 
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/sbin/xl-ext $(DESTDIR)$(PREFIX)/lib/libxl-ext/libxenctrl.so \
-		$(DESTDIR)$(PREFIX)/share/man/man8/xl-ext.8
-	rmdir $(DESTDIR)$(PREFIX)/lib/libxl-ext
+	rm -f $(HERE)/sbin/xl-ext $(HERE)/share/man/man8/xl-ext.8 $(PRIVATE)/libxl-ext-agent $(PRIVATE)/libxenctrl.so \
+		$(HERE)/lib/libxlext.so $(HERE)/lib/$(SONAME) $(HERE)/lib/libxlext.so.$(VERSION) $(HERE)/lib/libxlext.a \
+		$(HERE)/include/libxl_ext.h $(HERE)/include/_libxl_ext_types.h $(HERE)/lib/pkgconfig/xenlight-ext.pc \
+		$(PAGES:docs/man/%=$(HERE)/share/man/man3/%)
+	rmdir $(PRIVATE)
 
 stage: build
 	rm -rf $(STAGE)

@@ -10,10 +10,14 @@ const IDL: &str = "../idl/libxl_ext_types.idl";
 
 /// What we call of libxl, and the C library's functions for what it allocates and formats.
 const FUNCTIONS: &str = "libxl_(ctx_alloc|ctx_free|childproc_setmode|name_to_domid|domid_to_name|retrieve_domain_configuration\
-    |domain_config_(init|dispose|to_json)|domain_(suspend|resume|pause|unpause|destroy)|device_disk_.*)\
-    |vsnprintf|free";
+    |domain_config_(init|dispose|to_json|from_json)|domain_restore_params_(init|dispose)\
+    |domain_(suspend|resume|pause|unpause|destroy|create_restore)|device_disk_.*)\
+    |vsnprintf|free|xtl_log|xtl_createlogger_stdiostream";
 
 fn main() {
+    // `make install` puts the link libxenctrl.so, which the xenctrl crate opens by that name, beside
+    // the agent.
+    println!("cargo::rustc-link-arg-bins=-Wl,-rpath,$ORIGIN");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     compile_idl(&out);
     bind_libxl(&out);
@@ -34,7 +38,8 @@ fn compile_idl(out: &Path) {
         imports: [("libxl_device_disk".into(), device_disk)].into(),
         ..RustOptions::default()
     };
-    let code = libxl_idl::emit::rust(&model, &options).expect("every import has a Rust form");
+    let mut code = libxl_idl::emit::rust(&model, &options).expect("every import has a Rust form");
+    code += &libxl_idl::emit::ffi_glue(&model, &options).expect("every type can be C's");
     libxl_idl::output::write_if_changed(&out.join("libxl_ext_types.rs"), &code)
         .expect("OUT_DIR is writable");
 }
@@ -53,7 +58,7 @@ fn bind_libxl(out: &Path) {
             "#include <stdio.h>\n#include <stdlib.h>\n#include <libxl.h>\n#include <libxl_utils.h>\n",
         )
         .allowlist_function(FUNCTIONS)
-        .allowlist_type("xentoollog_logger|libxl_error|libxl_domain_type")
+        .allowlist_type("xentoollog_logger|libxl_error|libxl_domain_type|libxl_asyncop_how")
         .generate()
         .expect("bindgen reads libxl.h (package libclang-dev)")
         .write_to_file(out.join("libxl_sys.rs"))

@@ -2,9 +2,11 @@
 //!
 //! [`snapshot::Host`] is the way in. `docs/ARCHITECTURE.md` shows how the modules work together.
 
+pub mod agent;
 pub mod error;
 pub mod event;
 pub mod exec;
+pub mod ffi;
 mod memory;
 pub mod model;
 pub mod observe;
@@ -12,6 +14,8 @@ pub mod plan;
 pub mod port;
 pub mod snapshot;
 pub mod store;
+// A union of which one value has a member matches all others at once.
+#[allow(clippy::match_wildcard_for_single_variants)]
 pub mod types;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,7 +1,9 @@
 //! How an operation tells its caller what it is doing, and how the caller tells it to stop.
 
+use serde::{Deserialize, Serialize};
+
 /// Progress of a part of an operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// Units done: bytes where `bytes` is set, steps otherwise.
     pub done: u64,

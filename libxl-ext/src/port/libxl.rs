@@ -10,6 +10,9 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 
+/// The version of the stream that libxl writes since Xen 4.6.
+const STREAM_VERSION: u32 = 2;
+
 /// Children of libxl's are reaped by libxl, those of everybody else are not, as in xl itself.
 struct ChildHooks(sys::libxl_childproc_hooks);
 
@@ -34,6 +37,20 @@ impl Libxl {
     /// # Errors
     /// If this is not a Xen host's domain 0, or the caller is not root.
     pub fn open() -> Result<Self> {
+        let libxl = Self::open_without_children()?;
+        // SAFETY: the hooks are static. In its default mode libxl would reap every child of the process.
+        unsafe {
+            sys::libxl_childproc_setmode(libxl.ctx, &raw const CHILD_HOOKS.0, ptr::null_mut());
+        }
+        Ok(libxl)
+    }
+
+    /// Opens a context that must not be used for anything that makes a child. It leaves the process's
+    /// signals alone.
+    ///
+    /// # Errors
+    /// As for [`Libxl::open`].
+    pub(crate) fn open_without_children() -> Result<Self> {
         let logger = NonNull::from(Box::leak(Box::new(Logger::new())));
         let mut libxl = Self {
             ctx: ptr::null_mut(),
@@ -46,11 +63,14 @@ impl Libxl {
             return Err(explain(libxl.logger(), rc, "open libxl".into())
                 .hint("run this as root in domain 0 of a Xen host"));
         }
-        // SAFETY: the hooks are static. In its default mode libxl would reap every child of the process.
-        unsafe {
-            sys::libxl_childproc_setmode(libxl.ctx, &raw const CHILD_HOOKS.0, ptr::null_mut());
-        }
         Ok(libxl)
+    }
+
+    /// Whether the first word of libxl's context is the pointer to its logger.
+    pub(crate) fn begins_with_its_logger(&self) -> bool {
+        // SAFETY: libxl has allocated the context, which is larger than a word.
+        let first = unsafe { *self.ctx.cast::<*mut c_void>() };
+        first == self.logger.as_ptr().cast()
     }
 
     fn logger(&self) -> &Logger {
@@ -64,6 +84,45 @@ impl Libxl {
             return Ok(());
         }
         Err(explain(self.logger(), rc, what()))
+    }
+}
+
+impl Libxl {
+    /// Makes a domain of libxl's stream, which is read from `stream`, and leaves it paused. Returns its
+    /// domid.
+    ///
+    /// # Errors
+    /// If the configuration is none of libxl's, or the restore fails; a half-built domain may be left.
+    pub(super) fn create_restore(
+        &self,
+        configuration: &str,
+        stream: BorrowedFd<'_>,
+    ) -> Result<u32> {
+        let mut config = DomainConfig::from_json(self, configuration)?;
+        // SAFETY: all bytes zero is a value of this C struct, which the next call fills.
+        let mut params: sys::libxl_domain_restore_params = unsafe { std::mem::zeroed() };
+        // SAFETY: the pointer is to a whole struct of ours.
+        unsafe { sys::libxl_domain_restore_params_init(&raw mut params) };
+        params.stream_version = STREAM_VERSION;
+        let mut domid = 0;
+        // SAFETY: the structs are initialised, the descriptor stays open for the call, and null for
+        // `ao_how` and the console's makes the call wait.
+        let rc = unsafe {
+            sys::libxl_domain_create_restore(
+                self.ctx,
+                &raw mut *config.0,
+                &raw mut domid,
+                stream.as_raw_fd(),
+                -1,
+                &raw const params,
+                ptr::null(),
+                ptr::null(),
+            )
+        };
+        // SAFETY: it was initialised, and is not used again.
+        unsafe { sys::libxl_domain_restore_params_dispose(&raw mut params) };
+        self.check(rc, || "make a domain of a memory image".into())?;
+        Ok(domid)
     }
 }
 
@@ -134,6 +193,19 @@ impl DomainConfig {
         // SAFETY: the pointer is to a whole struct of ours.
         unsafe { sys::libxl_domain_config_init(&raw mut *config) };
         Self(config)
+    }
+
+    fn from_json(libxl: &Libxl, json: &str) -> Result<Self> {
+        let mut config = Self::new();
+        let what = || "read the domain's configuration".to_owned();
+        let json = CString::new(json)
+            .map_err(|error| Error::new(ErrorKind::Corrupt, what()).because(error))?;
+        // SAFETY: the struct was initialised, the text is a C string.
+        let rc = unsafe {
+            sys::libxl_domain_config_from_json(libxl.ctx, &raw mut *config.0, json.as_ptr())
+        };
+        libxl.check(rc, what)?;
+        Ok(config)
     }
 
     fn guest_type(&self) -> Option<GuestType> {

@@ -7,7 +7,7 @@
 //! | [`BlockLayer`] | QMP of the domain's QEMU | all disks of a running guest in one transaction |
 //! | [`Images`] | `qemu-img` | images that no QEMU has open |
 //! | [`Monitors`] | `/proc` and signals | xl has no other way to be told |
-//! | [`Restorer`] | `xl restore` | leaves xl's own monitor behind, so reboot and poweroff act as `on_*` says |
+//! | [`Restorer`] | `xl restore`; libxl for the C library | xl's leaves its own monitor behind, so reboot and poweroff act as `on_*` says |
 //! | [`NoticeBoard`] | `xenstore-rs` | tells other tools what goes on; never believed |
 
 pub mod libxl;
@@ -19,6 +19,7 @@ mod proc;
 pub mod qemu_img;
 pub mod qmp;
 mod qmp_wire;
+pub mod restore;
 mod subprocess;
 pub mod xenctrl;
 pub mod xenstore;

@@ -1,0 +1,104 @@
+//! What the library and the agent say to each other: one JSON text a line. The library sends an
+//! [`Order`] and perhaps [`ABORT`], the agent any number of [`Report`]s, of which the last is
+//! [`Report::Done`] or [`Report::Failed`]. The end of the library's side means what `ABORT` means.
+
+use crate::event::Progress;
+use crate::model::domain::GuestState;
+use crate::types::DomainSnapshot;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// The protocol of this version. An agent refuses another one: it was not installed with the library.
+pub const VERSION: u32 = 1;
+
+/// The line that asks the agent to stop.
+pub const ABORT: &str = "abort";
+
+/// Longest line, in bytes; a list of snapshots is the longest.
+pub const LINE_MAX: usize = 64 << 20;
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Order {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Directory of the snapshots; the default one if there is none.
+    pub store: Option<PathBuf>,
+    /// Name of the domain.
+    pub domain: String,
+    /// The call.
+    pub call: Call,
+}
+
+/// The calls, with what they need.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Call {
+    /// `libxl_domain_snapshot_create`
+    Create {
+        /// The name; the time if there is none.
+        name: Option<String>,
+        /// Words of the user's own.
+        description: Option<String>,
+    },
+    /// `libxl_domain_snapshot_revert`
+    Revert {
+        /// The snapshot.
+        name: String,
+        /// How the guest shall be afterwards; as it was in the snapshot if not said.
+        state: Option<GuestState>,
+        /// Whether the present state may be lost by it.
+        force: bool,
+    },
+    /// `libxl_domain_snapshot_delete`
+    Delete {
+        /// The snapshot.
+        name: String,
+        /// Whether its descendants go with it.
+        children: bool,
+    },
+    /// `libxl_domain_snapshot_list`
+    List,
+}
+
+/// What the agent says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Report {
+    /// For the log.
+    Log(Level, String),
+    /// A step goes on; its name comes with every report, so that any of them can be dropped.
+    Progress(String, Progress),
+    /// The operation did what it should.
+    Done(Answer),
+    /// It failed, with libxl's `ERROR_*`; the text is for the log.
+    Failed(i32, String),
+}
+
+/// How much a log line matters, after `xentoollog_level`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// For whoever looks for a fault.
+    Debug,
+    /// What is being done.
+    Detail,
+    /// What a user should know.
+    Notice,
+    /// What looks wrong.
+    Warn,
+    /// What failed.
+    Error,
+}
+
+/// What comes back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// Nothing.
+    Nothing,
+    /// The snapshot as it was recorded.
+    Created(Box<DomainSnapshot>),
+    /// All snapshots, parents before children.
+    Snapshots(Vec<DomainSnapshot>),
+}

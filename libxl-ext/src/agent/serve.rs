@@ -1,0 +1,268 @@
+//! The agent's side: one order, carried out as the command line would, and reported.
+
+use super::protocol::{ABORT, Answer, Call, LINE_MAX, Level, Order, Report, VERSION};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Observer, Progress};
+use crate::model::name::SnapshotName;
+use crate::plan::{CreateRequest, DeleteRequest, Request, RevertRequest};
+use crate::port::Ports;
+use crate::snapshot::Host;
+use crate::store::{DEFAULT_ROOT, Store};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How often progress is reported at most.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Reports that may wait to be read before progress is no longer added to them.
+const BACKLOG_MAX: usize = 64;
+
+/// The way to the library. Sending never waits for it: an application that is busy with something else
+/// must not keep a guest suspended.
+pub struct Line {
+    queue: Mutex<Option<Sender<Report>>>,
+    backlog: Arc<AtomicUsize>,
+    gone: Arc<AtomicBool>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Line {
+    /// Speaks into `socket`.
+    pub fn new(socket: UnixStream) -> Self {
+        let (queue, reports) = channel();
+        let backlog = Arc::new(AtomicUsize::new(0));
+        let gone = Arc::new(AtomicBool::new(false));
+        let (waiting, lost) = (Arc::clone(&backlog), Arc::clone(&gone));
+        let writer = std::thread::spawn(move || write_all(socket, &reports, &waiting, &lost));
+        Self {
+            queue: Mutex::new(Some(queue)),
+            backlog,
+            gone,
+            writer: Mutex::new(Some(writer)),
+        }
+    }
+
+    /// Sends a report; progress only if the earlier ones are being read.
+    pub fn send(&self, report: Report) {
+        let crowded = self.backlog.load(Ordering::Relaxed) > BACKLOG_MAX;
+        if crowded && matches!(report, Report::Progress(..)) {
+            return;
+        }
+        if let Some(queue) = &*locked(&self.queue) {
+            self.backlog.fetch_add(1, Ordering::Relaxed);
+            // The writer ends only when the library is gone.
+            let _ = queue.send(report);
+        }
+    }
+
+    /// Waits until everything was read, or nobody is there to read it.
+    pub fn close(&self) {
+        drop(locked(&self.queue).take());
+        let writer = locked(&self.writer).take();
+        // It does not panic; and there would be nobody to tell.
+        let _ = writer.map(JoinHandle::join);
+    }
+}
+
+/// Locks also what a panic left: there is no state that it could have left half-done.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write_all(
+    mut socket: UnixStream,
+    reports: &Receiver<Report>,
+    backlog: &AtomicUsize,
+    gone: &AtomicBool,
+) {
+    for report in reports {
+        let mut text = serde_json::to_vec(&report).unwrap_or_default();
+        text.push(b'\n');
+        if socket.write_all(&text).is_err() {
+            gone.store(true, Ordering::Relaxed);
+            return;
+        }
+        backlog.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Reads the order from `socket`, carries it out on the host that `connect` finds, and reports. Returns
+/// when the last report is sent.
+pub fn serve(socket: UnixStream, line: &Arc<Line>, connect: impl FnOnce() -> Result<Ports>) {
+    let mut reader = BufReader::new(socket.take(LINE_MAX as u64));
+    let answer = read_order(&mut reader).and_then(|order| {
+        let watcher = Arc::new(Watcher::new(Arc::clone(line)));
+        let listener = Arc::clone(&watcher);
+        // It ends with the process.
+        std::thread::spawn(move || listener.listen(reader));
+        let done = catch_unwind(AssertUnwindSafe(|| carry_out(&order, &watcher, connect)));
+        done.unwrap_or_else(|_| {
+            let bug = "the agent met a fault of its own, which the log describes";
+            Err(Error::new(ErrorKind::Toolstack, bug)
+                .hint("the next command for this domain takes back what was begun"))
+        })
+    });
+    line.send(match answer {
+        Ok(answer) => Report::Done(answer),
+        Err(error) => Report::Failed(error.kind().libxl_code(), error.report()),
+    });
+}
+
+fn read_order(reader: &mut impl BufRead) -> Result<Order> {
+    let broken = |why: String| {
+        Error::new(
+            ErrorKind::Toolstack,
+            format!("the library's order cannot be read: {why}"),
+        )
+    };
+    let mut text = String::new();
+    reader
+        .read_line(&mut text)
+        .map_err(|error| broken(error.to_string()))?;
+    // The number alone first: another version's order may look different.
+    let value: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| broken(error.to_string()))?;
+    if value["version"] != VERSION {
+        return Err(Error::new(
+            ErrorKind::NewerVersion,
+            format!(
+                "the library speaks version {} of the agent's protocol, and the agent {VERSION}",
+                value["version"]
+            ),
+        )
+        .hint("install the library and its agent together"));
+    }
+    serde_json::from_value(value).map_err(|error| broken(error.to_string()))
+}
+
+fn carry_out(
+    order: &Order,
+    watcher: &Watcher,
+    connect: impl FnOnce() -> Result<Ports>,
+) -> Result<Answer> {
+    let request = request(&order.call)?;
+    let root = order.store.clone();
+    let root = root.unwrap_or_else(|| PathBuf::from(DEFAULT_ROOT));
+    let host = Host::new(connect()?, Store::new(root));
+    let Some(request) = request else {
+        let record = host.snapshots(&order.domain, watcher)?;
+        let all = record.snapshots.iter();
+        let all = all.map(|one| host.domain_snapshot(&order.domain, one));
+        return Ok(Answer::Snapshots(all.collect()));
+    };
+    let done = host.execute(&order.domain, &request, watcher)?;
+    if let Some(error) = &done.left_over {
+        watcher.line.send(Report::Log(Level::Warn, error.report()));
+    }
+    if !matches!(request, Request::Create(_)) {
+        return Ok(Answer::Nothing);
+    }
+    let record = done.record.find(&done.plan.snapshot)?;
+    let snapshot = host.domain_snapshot(&order.domain, record);
+    Ok(Answer::Created(Box::new(snapshot)))
+}
+
+fn later(wanted: bool, flag: &str) -> Result<()> {
+    if wanted {
+        let why = format!("the flag {flag} is not implemented yet");
+        return Err(Error::new(ErrorKind::Unsupported, why));
+    }
+    Ok(())
+}
+
+/// The request that a call stands for; none where it only looks.
+fn request(call: &Call) -> Result<Option<Request>> {
+    Ok(match call.clone() {
+        Call::Create { name, description } => Some(Request::Create(CreateRequest {
+            name: name.map(SnapshotName::new).transpose()?,
+            description,
+        })),
+        Call::Revert { name, state, force } => {
+            later(force, "FORCE")?;
+            Some(Request::Revert(RevertRequest { name, state }))
+        }
+        Call::Delete { name, children } => {
+            later(children, "CHILDREN")?;
+            Some(Request::Delete(DeleteRequest { name }))
+        }
+        Call::List => None,
+    })
+}
+
+/// Tells the library what goes on, and hears whether it wants that to stop.
+struct Watcher {
+    line: Arc<Line>,
+    abort: AtomicBool,
+    now: Mutex<Now>,
+}
+
+/// The step that is under way, and when its progress was last reported.
+struct Now {
+    step: String,
+    reported: Option<Instant>,
+}
+
+impl Watcher {
+    fn new(line: Arc<Line>) -> Self {
+        Self {
+            line,
+            abort: AtomicBool::new(false),
+            now: Mutex::new(Now {
+                step: String::new(),
+                reported: None,
+            }),
+        }
+    }
+
+    /// Reads on until the library wants an end or is gone.
+    fn listen(&self, reader: impl BufRead) {
+        for line in reader.lines() {
+            if line.map_or(true, |line| line == ABORT) {
+                break;
+            }
+        }
+        self.abort.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Observer for Watcher {
+    fn step(&self, what: &str) {
+        self.line.send(Report::Log(Level::Detail, what.to_owned()));
+        let mut now = locked(&self.now);
+        what.clone_into(&mut now.step);
+        now.reported = Some(Instant::now());
+        let nothing_yet = Progress {
+            done: 0,
+            total: 0,
+            bytes: false,
+        };
+        self.line
+            .send(Report::Progress(now.step.clone(), nothing_yet));
+    }
+
+    fn progress(&self, progress: Progress) {
+        let mut now = locked(&self.now);
+        let due = now
+            .reported
+            .is_none_or(|last| last.elapsed() >= PROGRESS_INTERVAL);
+        if due || progress.done == progress.total {
+            now.reported = Some(Instant::now());
+            self.line.send(Report::Progress(now.step.clone(), progress));
+        }
+    }
+
+    fn note(&self, text: &str) {
+        self.line.send(Report::Log(Level::Notice, text.to_owned()));
+    }
+
+    fn wants_abort(&self) -> bool {
+        self.abort.load(Ordering::Relaxed) || self.line.gone.load(Ordering::Relaxed)
+    }
+}

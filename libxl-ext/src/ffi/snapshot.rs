@@ -1,0 +1,300 @@
+//! V6's calls on snapshots.
+
+use super::context::Context;
+use super::operation::{Fill, ResultTo, libxl_ext_asyncprogress_how};
+use super::{Ctx, argument, guard};
+use crate::agent::protocol::{Answer, Call};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::domain::GuestState;
+use crate::model::name::SnapshotName;
+use crate::port::libxl_sys as sys;
+use crate::types::DomainSnapshot;
+use crate::types::ffi::{
+    LIBXL_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY, LIBXL_DOMAIN_SNAPSHOT_CREATE_LIVE,
+    LIBXL_DOMAIN_SNAPSHOT_DELETE_CHILDREN, LIBXL_DOMAIN_SNAPSHOT_REVERT_FORCE,
+    LIBXL_DOMAIN_SNAPSHOT_REVERT_PAUSED, LIBXL_DOMAIN_SNAPSHOT_REVERT_RUNNING,
+    libxl_domain_snapshot,
+};
+use libxl_idl_builtin::c_function::with_ctx;
+use std::ffi::{c_char, c_int, c_uint};
+
+/// Starts the operation, or waits for its end if there is no `ao_how`.
+///
+/// # Safety
+/// The pointers are null or valid.
+unsafe fn begin(
+    ctx: Ctx,
+    domain: String,
+    call: Call,
+    ao_how: *const sys::libxl_asyncop_how,
+    progress: *const libxl_ext_asyncprogress_how,
+    fill: Option<Fill>,
+) -> Result<c_int> {
+    let context = Context::of(ctx);
+    // SAFETY: the caller promises that it is null or valid.
+    let progress = unsafe { progress.as_ref() }.copied();
+    // SAFETY: as above.
+    if let Some(how) = unsafe { ao_how.as_ref() } {
+        context.start(domain, call, ResultTo::new(how), progress, fill)?;
+        return Ok(0);
+    }
+    let ended = context.call(domain, call, progress)?;
+    ended.fill(ctx, fill);
+    Ok(ended.code)
+}
+
+/// `libxl_domain_snapshot_create`
+///
+/// # Safety
+/// As the header says: the pointers are null or valid, the struct was initialised.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn libxl_domain_snapshot_create(
+    ctx: *mut sys::libxl_ctx,
+    domname: *const c_char,
+    snapshot: *mut libxl_domain_snapshot,
+    flags: c_uint,
+    ao_how: *const sys::libxl_asyncop_how,
+    aop_progress_how: *const libxl_ext_asyncprogress_how,
+) -> c_int {
+    guard(Ctx(ctx), || {
+        let ctx = argument::ctx(ctx)?;
+        // SAFETY: the caller promises null or a string.
+        let domain = unsafe { argument::text(domname, "the domain's name") }?;
+        // SAFETY: the caller promises null or an initialised struct.
+        let wanted = unsafe { argument::out(snapshot, "the snapshot") }?;
+        create_flags(flags, wanted)?;
+        // SAFETY: the caller promises null or strings.
+        let (name, description) = unsafe {
+            (
+                argument::optional_text(wanted.name, "the snapshot's name")?,
+                argument::optional_text(wanted.description, "the snapshot's description")?,
+            )
+        };
+        let name = name.map(SnapshotName::new).transpose()?.map(String::from);
+        let call = Call::Create { name, description };
+        // SAFETY: the caller promises null or valid pointers.
+        unsafe {
+            begin(
+                ctx,
+                domain,
+                call,
+                ao_how,
+                aop_progress_how,
+                Some(Fill(snapshot)),
+            )
+        }
+    })
+}
+
+/// Refuses what V6 describes and there is not yet, rather than to do something else.
+fn create_flags(flags: c_uint, wanted: &libxl_domain_snapshot) -> Result<()> {
+    let (disk_only, live) = (
+        LIBXL_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY,
+        LIBXL_DOMAIN_SNAPSHOT_CREATE_LIVE,
+    );
+    argument::flags(flags, disk_only | live, "libxl_domain_snapshot_create")?;
+    let missing = |what: &str| Err(Error::new(ErrorKind::Unsupported, what));
+    if flags & disk_only != 0 {
+        if wanted.memory {
+            return Err(Error::new(
+                ErrorKind::InvalidRequest,
+                "a snapshot cannot be DISK_ONLY and include the memory",
+            ));
+        }
+        return missing(
+            "DISK_ONLY is not possible for a running domain (the disks would be as after a crash), \
+             and for one that does not run it is not implemented yet",
+        );
+    }
+    if flags & live != 0 {
+        return missing("LIVE snapshots are not implemented yet");
+    }
+    if !wanted.memory_file.is_null() {
+        return missing("a memory_file of the caller's choice is not implemented yet");
+    }
+    if wanted.num_disks != 0 {
+        return missing(
+            "a choice of disks is not implemented yet: all writable ones are in the snapshot",
+        );
+    }
+    Ok(())
+}
+
+/// `libxl_domain_snapshot_delete`
+///
+/// # Safety
+/// As the header says: the pointers are null or valid.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn libxl_domain_snapshot_delete(
+    ctx: *mut sys::libxl_ctx,
+    domname: *const c_char,
+    snapshot_name: *const c_char,
+    flags: c_uint,
+    ao_how: *const sys::libxl_asyncop_how,
+    aop_progress_how: *const libxl_ext_asyncprogress_how,
+) -> c_int {
+    guard(Ctx(ctx), || {
+        let ctx = argument::ctx(ctx)?;
+        // SAFETY: the caller promises null or strings.
+        let (domain, name) = unsafe { names(domname, snapshot_name) }?;
+        let children = LIBXL_DOMAIN_SNAPSHOT_DELETE_CHILDREN;
+        argument::flags(flags, children, "libxl_domain_snapshot_delete")?;
+        let call = Call::Delete {
+            name,
+            children: flags & children != 0,
+        };
+        // SAFETY: the caller promises null or valid pointers.
+        unsafe { begin(ctx, domain, call, ao_how, aop_progress_how, None) }
+    })
+}
+
+/// `libxl_domain_snapshot_revert`
+///
+/// # Safety
+/// As the header says: the pointers are null or valid.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn libxl_domain_snapshot_revert(
+    ctx: *mut sys::libxl_ctx,
+    domname: *const c_char,
+    snapshot_name: *const c_char,
+    flags: c_uint,
+    ao_how: *const sys::libxl_asyncop_how,
+    aop_progress_how: *const libxl_ext_asyncprogress_how,
+) -> c_int {
+    guard(Ctx(ctx), || {
+        let ctx = argument::ctx(ctx)?;
+        // SAFETY: the caller promises null or strings.
+        let (domain, name) = unsafe { names(domname, snapshot_name) }?;
+        let (running, paused, force) = (
+            LIBXL_DOMAIN_SNAPSHOT_REVERT_RUNNING,
+            LIBXL_DOMAIN_SNAPSHOT_REVERT_PAUSED,
+            LIBXL_DOMAIN_SNAPSHOT_REVERT_FORCE,
+        );
+        argument::flags(
+            flags,
+            running | paused | force,
+            "libxl_domain_snapshot_revert",
+        )?;
+        let state = match (flags & running != 0, flags & paused != 0) {
+            (true, true) => {
+                return Err(Error::new(
+                    ErrorKind::InvalidRequest,
+                    "a domain cannot be RUNNING and PAUSED",
+                ));
+            }
+            (true, false) => Some(GuestState::Running),
+            (false, true) => Some(GuestState::Paused),
+            (false, false) => None,
+        };
+        let call = Call::Revert {
+            name,
+            state,
+            force: flags & force != 0,
+        };
+        // SAFETY: the caller promises null or valid pointers.
+        unsafe { begin(ctx, domain, call, ao_how, aop_progress_how, None) }
+    })
+}
+
+/// `libxl_disk_snapshot_revert`, as V6 prints the name of `libxl_domain_snapshot_revert`.
+///
+/// # Safety
+/// As for that.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn libxl_disk_snapshot_revert(
+    ctx: *mut sys::libxl_ctx,
+    domname: *const c_char,
+    snapshot_name: *const c_char,
+    flags: c_uint,
+    ao_how: *const sys::libxl_asyncop_how,
+    aop_progress_how: *const libxl_ext_asyncprogress_how,
+) -> c_int {
+    // SAFETY: the caller promises the same.
+    unsafe {
+        libxl_domain_snapshot_revert(ctx, domname, snapshot_name, flags, ao_how, aop_progress_how)
+    }
+}
+
+/// The names of a domain and of a snapshot.
+///
+/// # Safety
+/// The pointers are null or point to strings.
+unsafe fn names(domain: *const c_char, snapshot: *const c_char) -> Result<(String, String)> {
+    // SAFETY: as the caller promises.
+    unsafe {
+        Ok((
+            argument::text(domain, "the domain's name")?,
+            argument::text(snapshot, "the snapshot's name")?,
+        ))
+    }
+}
+
+/// `libxl_domain_snapshot_list`
+///
+/// # Safety
+/// As the header says: the pointers are null or valid.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn libxl_domain_snapshot_list(
+    ctx: *mut sys::libxl_ctx,
+    domname: *const c_char,
+    snapshots_r: *mut *mut libxl_domain_snapshot,
+    num_snapshots_r: *mut c_int,
+) -> c_int {
+    guard(Ctx(ctx), || {
+        let ctx = argument::ctx(ctx)?;
+        // SAFETY: the caller promises null or a string, and null or valid pointers.
+        let (domain, list, number) = unsafe {
+            (
+                argument::text(domname, "the domain's name")?,
+                argument::out(snapshots_r, "snapshots_r")?,
+                argument::out(num_snapshots_r, "num_snapshots_r")?,
+            )
+        };
+        (*list, *number) = (std::ptr::null_mut(), 0);
+        let ended = Context::of(ctx).call(domain, Call::List, None)?;
+        if let Some(Answer::Snapshots(snapshots)) = ended.answer {
+            let wrote = write_list(ctx, &snapshots, list, number);
+            if wrote.is_err() {
+                // SAFETY: what was written in part can be freed.
+                unsafe { libxl_domain_snapshot_list_free(*list, *number) };
+                (*list, *number) = (std::ptr::null_mut(), 0);
+            }
+            wrote?;
+        }
+        Ok(ended.code)
+    })
+}
+
+fn write_list(
+    ctx: Ctx,
+    snapshots: &[DomainSnapshot],
+    list: &mut *mut libxl_domain_snapshot,
+    number: &mut c_int,
+) -> Result<()> {
+    let write = || libxl_idl_builtin::c_value::write_array(snapshots, list, number);
+    // SAFETY: the ctx is valid while a call runs.
+    unsafe { with_ctx(ctx.0.cast(), write) }
+        .map_err(|error| Error::new(ErrorKind::Toolstack, "describe the snapshots").because(error))
+}
+
+/// `libxl_domain_snapshot_list_free`
+///
+/// # Safety
+/// As the header says: the list is null or came from this library with that number, and is freed once.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn libxl_domain_snapshot_list_free(
+    snapshots: *mut libxl_domain_snapshot,
+    num_snapshots: c_int,
+) {
+    guard(Ctx(std::ptr::null_mut()), || {
+        let (mut snapshots, mut number) = (snapshots, num_snapshots);
+        // SAFETY: as the caller promises.
+        unsafe {
+            libxl_idl_builtin::c_value::dispose_array::<DomainSnapshot>(
+                &mut snapshots,
+                &mut number,
+            );
+        }
+        Ok(0)
+    });
+}
