@@ -1,7 +1,7 @@
 //! Generates two things: the types of `idl/`, by the project's own compiler, and the bindings to the
 //! libxl that is installed, by bindgen.
 
-use libxl_idl::emit::{Import, RustOptions};
+use libxl_idl::emit::{CHeaderOptions, Import, RustOptions};
 use std::env;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +21,7 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     compile_idl(&out);
     bind_libxl(&out);
+    bind_own_header(&out);
 }
 
 fn compile_idl(out: &Path) {
@@ -40,8 +41,15 @@ fn compile_idl(out: &Path) {
     };
     let mut code = libxl_idl::emit::rust(&model, &options).expect("every import has a Rust form");
     code += &libxl_idl::emit::ffi_glue(&model, &options).expect("every type can be C's");
-    libxl_idl::output::write_if_changed(&out.join("libxl_ext_types.rs"), &code)
-        .expect("OUT_DIR is writable");
+    let header = CHeaderOptions {
+        file_name: "_libxl_ext_types.h".into(),
+        includes: vec!["libxl.h".into()],
+        ..CHeaderOptions::default()
+    };
+    let header = libxl_idl::emit::c_header(&model, &header);
+    for (name, text) in [("libxl_ext_types.rs", code), ("_libxl_ext_types.h", header)] {
+        libxl_idl::output::write_if_changed(&out.join(name), &text).expect("OUT_DIR is writable");
+    }
 }
 
 fn bind_libxl(out: &Path) {
@@ -62,5 +70,22 @@ fn bind_libxl(out: &Path) {
         .generate()
         .expect("bindgen reads libxl.h (package libclang-dev)")
         .write_to_file(out.join("libxl_sys.rs"))
+        .expect("OUT_DIR is writable");
+}
+
+/// What `libxl_ext.h` declares by hand: its struct, and its functions for the test that they are what the
+/// library defines.
+fn bind_own_header(out: &Path) {
+    println!("cargo::rerun-if-changed=include/libxl_ext.h");
+    bindgen::Builder::default()
+        .header("include/libxl_ext.h")
+        .clang_arg(format!("-I{}", out.display()))
+        .allowlist_file("include/libxl_ext.h")
+        .blocklist_type("libxl_(_?ctx|asyncop_how|d.*|ext_event.*|snapshot_.*)")
+        .raw_line("use crate::port::libxl_sys::*;")
+        .raw_line("use crate::types::ffi::*;")
+        .generate()
+        .expect("bindgen reads libxl_ext.h")
+        .write_to_file(out.join("libxl_ext_header.rs"))
         .expect("OUT_DIR is writable");
 }

@@ -33,8 +33,9 @@ extern "C" {
  * Otherwise 0 means that the operation has been started, and its result comes later:
  *  - where ao_how->callback is set, by a call of it;
  *  - else by an event OPERATION_COMPLETE whose for_user is ao_how->u.for_event.
- * If the call returns an error there is neither. *ao_how, domname and the names of snapshots need not
- * stay valid after the call; everything that is written to must, until the operation completes.
+ * If the call returns an error there is neither. Only what an operation writes to has to stay valid
+ * until the operation completes, which is when its result is delivered or its ctx released: *ao_how,
+ * *aop_progress_how and all texts are copied.
  *
  * Progress: with aop_progress_how == NULL none is reported. Where aop_progress_how->callback is set it
  * is called with an event OPERATION_PROGRESS, which stays the library's own and is valid during the
@@ -51,6 +52,10 @@ extern "C" {
  *
  * Several threads may call at the same time, each with its own ctx, and also with the same one; the
  * logger of a ctx that several threads use must be able to bear that, as libxl demands too.
+ *
+ * A suspend is an event of the domain, also when a snapshot is the reason. An application that uses
+ * libxl_evenable_domain_death is told of it (DOMAIN_SHUTDOWN, reason suspend), and libxl tells of one
+ * shutdown only: it has to enable the events anew after each operation (libxl_ext(3), EVENTS).
  *
  * After a fork the child may exec, or go on; it must not use a ctx that its parent used with this
  * library, but it may allocate one of its own.
@@ -97,7 +102,8 @@ int libxl_ext_ao_abort(libxl_ctx *ctx, const libxl_asyncop_how *how);
 
 /*
  * Forgets the ctx: aborts the operations that are under way, waits for their end, and drops the events
- * and callbacks that are due. To be called before libxl_ctx_free. It can be repeated.
+ * and callbacks that are due. To be called before libxl_ctx_free, while no other thread uses the ctx. It
+ * can be repeated.
  */
 void libxl_ext_ctx_release(libxl_ctx *ctx);
 
@@ -112,6 +118,7 @@ int libxl_ext_set_store(libxl_ctx *ctx, const char *directory);
  * =========
  *
  * A domain is named by its name, not by its domid: its snapshots outlive its domid, and the host.
+ * Names are UTF-8. NULL where something is needed is ERROR_INVAL.
  * Flags are the LIBXL_DOMAIN_SNAPSHOT_* of the enumerations in <_libxl_ext_types.h>; a bit that is in
  * none of them is ERROR_INVAL.
  */
@@ -120,8 +127,10 @@ int libxl_ext_set_store(libxl_ctx *ctx, const char *directory);
  * Takes a snapshot of a domain's memory and of all its writable disks, at one instant. The guest goes
  * on afterwards.
  *
- * Of *snapshot, `name` (NULL: the time in seconds since the epoch) and `description` are read. On success
- * it is replaced by the snapshot as it was recorded. It belongs to the caller, before and afterwards.
+ * Of *snapshot, `name` (NULL: the time in seconds since the epoch) and `description` are read;
+ * `memory_file` and `disks` must be empty, so one that was filled before is disposed of and initialised
+ * anew. On success it is replaced by the snapshot as it was recorded. It belongs to the caller, before
+ * and afterwards, and stays valid until the operation completes.
  */
 int libxl_domain_snapshot_create(libxl_ctx *ctx, const char *domname,
                                  libxl_domain_snapshot *snapshot, unsigned int flags,
@@ -139,7 +148,10 @@ int libxl_domain_snapshot_delete(libxl_ctx *ctx, const char *domname,
 
 /*
  * Brings a domain's memory and disks back to a snapshot. It gets a new domid. A domain that runs is
- * destroyed for it, its present state is lost. On failure it is as it was.
+ * destroyed for it, its present state is lost. On failure it is as it was, perhaps under a new domid.
+ *
+ * The restored domain is the application's, as one that it created through libxl: no xl process acts on
+ * what it does later.
  */
 int libxl_domain_snapshot_revert(libxl_ctx *ctx, const char *domname,
                                  const char *snapshot_name, unsigned int flags,
@@ -154,7 +166,8 @@ int libxl_disk_snapshot_revert(libxl_ctx *ctx, const char *domname,
 
 /*
  * Lists the snapshots of a domain, parents before children, into an array to be freed by
- * libxl_domain_snapshot_list_free. Without snapshots the array is NULL and the number 0.
+ * libxl_domain_snapshot_list_free. Without snapshots the array is NULL and the number 0. Like every
+ * call it first ends what an earlier, interrupted operation on the domain left, which can take long.
  */
 int libxl_domain_snapshot_list(libxl_ctx *ctx, const char *domname,
                                libxl_domain_snapshot **snapshots_r, int *num_snapshots_r);

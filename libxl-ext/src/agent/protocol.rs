@@ -22,6 +22,9 @@ pub const LINE_MAX: usize = 64 << 20;
 pub struct Order {
     /// [`VERSION`].
     pub version: u32,
+    /// The process that wants it. Its end means what [`ABORT`] means; that of the socket would not do, of
+    /// which a child of the application's may have a copy.
+    pub application: u32,
     /// Directory of the snapshots; the default one if there is none.
     pub store: Option<PathBuf>,
     /// Name of the domain.

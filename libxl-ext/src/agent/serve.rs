@@ -8,6 +8,9 @@ use crate::plan::{CreateRequest, DeleteRequest, Request, RevertRequest};
 use crate::port::Ports;
 use crate::snapshot::Host;
 use crate::store::{DEFAULT_ROOT, Store};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -100,8 +103,11 @@ pub fn serve(socket: UnixStream, line: &Arc<Line>, connect: impl FnOnce() -> Res
     let answer = read_order(&mut reader).and_then(|order| {
         let watcher = Arc::new(Watcher::new(Arc::clone(line)));
         let listener = Arc::clone(&watcher);
-        // It ends with the process.
+        let application = order.application;
+        // Both end with the process.
         std::thread::spawn(move || listener.listen(reader));
+        let waiter = Arc::clone(&watcher);
+        std::thread::spawn(move || waiter.outlive(application));
         let done = catch_unwind(AssertUnwindSafe(|| carry_out(&order, &watcher, connect)));
         done.unwrap_or_else(|_| {
             let bug = "the agent met a fault of its own, which the log describes";
@@ -219,6 +225,23 @@ impl Watcher {
                 reported: None,
             }),
         }
+    }
+
+    /// Waits for the end of the application.
+    fn outlive(&self, application: u32) {
+        let Some(pid) = i32::try_from(application).ok().and_then(Pid::from_raw) else {
+            return;
+        };
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(process) => {
+                let mut end = [PollFd::new(&process, PollFlags::IN)];
+                while poll(&mut end, None) == Err(Errno::INTR) {}
+            }
+            Err(Errno::SRCH) => {}
+            // Then the end of the socket has to do.
+            Err(_) => return,
+        }
+        self.abort.store(true, Ordering::Relaxed);
     }
 
     /// Reads on until the library wants an end or is gone.

@@ -45,11 +45,7 @@ impl Agent {
     ///
     /// # Errors
     /// [`ErrorKind::Toolstack`] if the program cannot be started.
-    pub(super) fn start(order: &Order) -> Result<Self> {
-        Self::start_program(&program(), order)
-    }
-
-    fn start_program(program: &Path, order: &Order) -> Result<Self> {
+    pub(super) fn start(program: &Path, order: &Order) -> Result<Self> {
         let failed = |error: std::io::Error| {
             Error::new(ErrorKind::Toolstack, format!("start {}", program.display()))
                 .because(error)
@@ -147,7 +143,7 @@ impl AsFd for Agent {
 }
 
 /// The agent beside the shared library that this code is in, or where `make install` put it.
-fn program() -> PathBuf {
+pub(super) fn program() -> PathBuf {
     beside_the_library()
         .unwrap_or_else(|| PathBuf::from(INSTALLED))
         .join(PROGRAM)
@@ -183,29 +179,36 @@ pub(super) mod tests {
     pub(crate) fn order() -> Order {
         Order {
             version: VERSION,
+            application: std::process::id(),
             store: None,
             domain: "g1".into(),
             call: Call::List,
         }
     }
 
-    /// An agent whose program is a shell script; the socket is its descriptor 0.
-    pub(crate) fn scripted(script: &str) -> (tempfile::TempDir, Agent) {
+    /// A program that is a shell script; the socket is its standard input and output.
+    pub(crate) fn script(text: &str) -> (tempfile::TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("agent");
-        std::fs::write(&program, format!("#!/bin/sh\nexec >&0\n{script}\n")).unwrap();
+        std::fs::write(&program, format!("#!/bin/sh\nexec >&0\n{text}\n")).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
-        loop {
-            match Agent::start_program(&program, &order()) {
-                Ok(agent) => return (directory, agent),
-                // Another test's child still has the file open for writing.
-                Err(error) if error.report().contains("Text file busy") => {}
-                Err(error) => panic!("{}", error.report()),
-            }
+        // Another test's child may still have the file open for writing, which forbids to execute it.
+        while let Err(error) = Agent::start(&program, &order()) {
+            assert!(
+                error.report().contains("Text file busy"),
+                "{}",
+                error.report()
+            );
         }
+        (directory, program)
     }
 
-    pub(crate) fn hear_all(agent: &mut Agent) -> Vec<Report> {
+    fn scripted(text: &str) -> (tempfile::TempDir, Agent) {
+        let (keep, program) = script(text);
+        (keep, Agent::start(&program, &order()).unwrap())
+    }
+
+    fn hear_all(agent: &mut Agent) -> Vec<Report> {
         let mut all = Vec::new();
         loop {
             match agent.hear() {

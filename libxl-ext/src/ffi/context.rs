@@ -4,8 +4,9 @@
 //! that another thread held at the fork would stay locked for ever.
 
 use super::Ctx;
-use super::agent::{Agent, Heard, Stopper};
-use super::operation::{Due, Ended, Fill, Meaning, ResultTo, libxl_ext_asyncprogress_how, meaning};
+use super::agent::{Agent, Heard, Stopper, program};
+use super::header::libxl_ext_asyncprogress_how;
+use super::operation::{Due, Ended, Fill, Meaning, ResultTo, meaning};
 use crate::agent::protocol::{Call, Order, Report, VERSION};
 use crate::error::{Error, ErrorKind, Result};
 use crate::port::libxl_sys as sys;
@@ -62,6 +63,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// What is known of a ctx.
 pub(super) struct Context {
     ctx: Ctx,
+    /// The program that carries out its operations.
+    program: PathBuf,
     state: Mutex<State>,
 }
 
@@ -219,13 +222,16 @@ impl State {
 impl Context {
     /// That of a ctx, which begins to be known here if it was not.
     pub(super) fn of(ctx: Ctx) -> Arc<Self> {
-        let new = || {
-            Arc::new(Self {
-                ctx,
-                state: Mutex::default(),
-            })
-        };
+        let new = || Arc::new(Self::new(ctx, program()));
         Arc::clone(contexts().entry(ctx.0 as usize).or_insert_with(new))
+    }
+
+    fn new(ctx: Ctx, program: PathBuf) -> Self {
+        Self {
+            ctx,
+            program,
+            state: Mutex::default(),
+        }
     }
 
     /// Forgets a ctx, after its operations have ended.
@@ -233,7 +239,12 @@ impl Context {
         let Some(context) = contexts().remove(&(ctx.0 as usize)) else {
             return;
         };
-        let running = std::mem::take(&mut context.state().running);
+        context.end_operations();
+    }
+
+    /// Stops all asynchronous operations and waits for their ends, of which nobody will hear.
+    fn end_operations(&self) {
+        let running = std::mem::take(&mut self.state().running);
         for operation in &running {
             operation.agent.stopper().stop();
         }
@@ -256,6 +267,7 @@ impl Context {
     fn order(&self, domain: String, call: Call) -> Order {
         Order {
             version: VERSION,
+            application: std::process::id(),
             store: self.state().store.clone(),
             domain,
             call,
@@ -276,7 +288,7 @@ impl Context {
     ) -> Result<()> {
         let order = self.order(domain, call);
         self.state().poller()?;
-        let agent = Agent::start(&order)?;
+        let agent = Agent::start(&self.program, &order)?;
         let mut state = self.state();
         state.poller()?.watch(agent.as_fd())?;
         let number = state.next_number();
@@ -302,7 +314,7 @@ impl Context {
         call: Call,
         progress_to: Option<libxl_ext_asyncprogress_how>,
     ) -> Result<Ended> {
-        let mut agent = Agent::start(&self.order(domain, call))?;
+        let mut agent = Agent::start(&self.program, &self.order(domain, call))?;
         let number = {
             let mut state = self.state();
             let number = state.next_number();
@@ -439,4 +451,149 @@ impl Context {
 /// reading then meets.
 fn wait_for(fd: BorrowedFd<'_>, limit: Option<&Timespec>) {
     let _ = poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], limit);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::agent::tests::script;
+    use super::*;
+    use crate::types::{ExtEventU, ExtEventUOperationComplete, ExtEventUOperationProgress};
+    use std::time::Duration;
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    /// A context of no ctx, whose operations are a script.
+    fn context(text: &str) -> (tempfile::TempDir, Context) {
+        let (keep, program) = script(text);
+        (keep, Context::new(Ctx(std::ptr::null_mut()), program))
+    }
+
+    fn how(for_event: u64) -> ResultTo {
+        ResultTo::Event(for_event)
+    }
+
+    fn progress_to_events() -> Option<libxl_ext_asyncprogress_how> {
+        Some(libxl_ext_asyncprogress_how {
+            callback: None,
+            for_event: 5,
+            for_callback: std::ptr::null_mut(),
+        })
+    }
+
+    fn start(context: &Context, to: ResultTo) {
+        context
+            .start("g1".into(), Call::List, to, progress_to_events(), None)
+            .unwrap();
+    }
+
+    fn complete(for_user: u64, rc: c_int) -> ExtEvent {
+        ExtEvent {
+            for_user,
+            u: ExtEventU::OperationComplete(ExtEventUOperationComplete { rc }),
+        }
+    }
+
+    fn is_readable(context: &Context, limit: Duration) -> bool {
+        let fd = context.event_fd().unwrap();
+        // SAFETY: the descriptor stays open as long as the context.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        let limit = Timespec::try_from(limit).unwrap();
+        let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+        poll(&mut polled, Some(&limit)).unwrap() == 1
+    }
+
+    #[test]
+    fn a_result_makes_the_descriptor_readable_and_is_delivered_once() {
+        let (_keep, context) = context(r#"read order; read go; echo '{"done":"nothing"}'"#);
+        start(&context, how(7));
+        assert!(!is_readable(&context, Duration::from_millis(50)));
+        assert_eq!(context.check(), None);
+        context.abort(Some(&how(7)));
+        assert!(is_readable(&context, LONG));
+        assert_eq!(context.wait().unwrap(), Some(complete(7, 0)));
+        assert_eq!(context.check(), None);
+        assert!(!is_readable(&context, Duration::ZERO));
+        assert_eq!(context.wait().unwrap(), None, "nothing is under way");
+    }
+
+    #[test]
+    fn progress_that_nobody_fetched_is_replaced_and_comes_before_the_result() {
+        let (_keep, context) = context(
+            r#"for done in 1 2 3 4; do
+                   echo "{\"progress\":[\"copy\",{\"done\":$done,\"total\":4,\"bytes\":true}]}"
+               done; echo '{"failed":[-5,"no"]}'"#,
+        );
+        start(&context, how(7));
+        // All of it is there when it is first looked for.
+        while !context.state().running.is_empty() {
+            wait_for(context.state().poller().unwrap().set.as_fd(), None);
+            context.state().hear();
+        }
+        let progress = ExtEventU::OperationProgress(ExtEventUOperationProgress {
+            step: Some("copy".into()),
+            done: 4,
+            total: 4,
+            bytes: true,
+        });
+        let event = context.check().unwrap();
+        assert_eq!((event.for_user, event.u), (5, progress));
+        assert_eq!(context.check(), Some(complete(7, -5)));
+        assert_eq!(context.check(), None);
+    }
+
+    #[test]
+    fn abort_finds_the_operation_by_its_ao_how() {
+        let (_keep, context) =
+            context(r#"read order; read word; echo "{\"failed\":[-27,\"$word\"]}""#);
+        start(&context, how(1));
+        start(&context, how(2));
+        assert_eq!(
+            context.abort(Some(&how(3))),
+            sys::libxl_error_ERROR_NOTFOUND
+        );
+        assert_eq!(context.abort(None), sys::libxl_error_ERROR_NOTFOUND);
+        assert_eq!(context.abort(Some(&how(2))), 0);
+        assert_eq!(context.abort(Some(&how(2))), sys::libxl_error_ERROR_ABORTED);
+        assert_eq!(context.wait().unwrap(), Some(complete(2, -27)));
+        assert_eq!(context.state().running.len(), 1);
+        // The other one is stopped, and nobody hears of it.
+        context.end_operations();
+        assert_eq!(context.wait().unwrap(), None);
+    }
+
+    #[test]
+    fn an_agent_that_dies_fails_its_operation() {
+        let (_keep, context) = context("read order; kill -9 $$");
+        start(&context, how(7));
+        let failed = sys::libxl_error_ERROR_FAIL;
+        assert_eq!(context.wait().unwrap(), Some(complete(7, failed)));
+        let ended = context.call("g1".into(), Call::List, None).unwrap();
+        assert_eq!(ended.code, failed);
+    }
+
+    #[test]
+    fn a_call_can_be_aborted_by_another_thread() {
+        let (_keep, context) =
+            context(r#"read order; read word; echo '{"failed":[-27,"stopped"]}'"#);
+        std::thread::scope(|scope| {
+            scope.spawn(|| while context.abort(None) != 0 {});
+            let ended = context.call("g1".into(), Call::List, None).unwrap();
+            assert_eq!(ended.code, -27);
+        });
+        assert!(context.state().calls.is_empty());
+    }
+
+    #[test]
+    fn a_program_that_is_missing_starts_nothing() {
+        let context = Context::new(Ctx(std::ptr::null_mut()), "/no/such/agent".into());
+        let error = context
+            .start("g1".into(), Call::List, how(1), None, None)
+            .unwrap_err();
+        assert!(
+            error.report().contains("/no/such/agent"),
+            "{}",
+            error.report()
+        );
+        assert_eq!(context.wait().unwrap(), None);
+    }
 }

@@ -9,6 +9,7 @@
 //! | [`agent`] | the process in which it runs, and the socket to it |
 //! | [`spawn`] | starting that process so that it is nobody's child |
 //! | [`argument`] | what C passes in, checked |
+//! | [`header`] | what the header declares, read back |
 //! | [`disk`] | `libxl_device_disk`, by libxl's own functions |
 //! | [`log`] | the ctx's own logger |
 //!
@@ -19,6 +20,7 @@ mod argument;
 mod context;
 mod disk;
 pub mod event;
+pub mod header;
 mod log;
 mod operation;
 pub mod snapshot;
@@ -27,7 +29,6 @@ mod spawn;
 use crate::error::{Error, ErrorKind, Result};
 use crate::port::libxl_sys as sys;
 use log::Log;
-pub use operation::libxl_ext_asyncprogress_how;
 use std::cell::RefCell;
 use std::ffi::c_int;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,6 +1,7 @@
 //! What an operation owes its caller: reports of progress, a result, and the log's lines on the way.
 
 use super::Ctx;
+use super::header::libxl_ext_asyncprogress_how;
 use super::log::Log;
 use crate::agent::protocol::{Answer, Level, Report};
 use crate::event::Progress;
@@ -12,20 +13,6 @@ use crate::types::{
 use libxl_idl_builtin::CValue;
 use libxl_idl_builtin::c_function::with_ctx;
 use std::ffi::{c_int, c_void};
-
-/// How a caller wants to hear of progress. (`libxl_ext_asyncprogress_how`)
-#[allow(non_camel_case_types)]
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct libxl_ext_asyncprogress_how {
-    /// Called with an event that stays ours; without, the event is queued.
-    pub callback:
-        Option<unsafe extern "C" fn(*mut sys::libxl_ctx, *const ffi::libxl_ext_event, *mut c_void)>,
-    /// The event's `for_user`.
-    pub for_event: sys::libxl_ev_user,
-    /// The callback's last argument.
-    pub for_callback: *mut c_void,
-}
 
 // SAFETY: the pointers are only given back to the application, on the thread that asks for it.
 unsafe impl Send for libxl_ext_asyncprogress_how {}

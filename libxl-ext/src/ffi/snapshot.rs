@@ -1,7 +1,8 @@
 //! V6's calls on snapshots.
 
 use super::context::Context;
-use super::operation::{Fill, ResultTo, libxl_ext_asyncprogress_how};
+use super::header::libxl_ext_asyncprogress_how;
+use super::operation::{Fill, ResultTo};
 use super::{Ctx, argument, guard};
 use crate::agent::protocol::{Answer, Call};
 use crate::error::{Error, ErrorKind, Result};
