@@ -135,12 +135,13 @@ fn read_order(reader: &mut impl BufRead) -> Result<Order> {
     // The number alone first: another version's order may look different.
     let value: serde_json::Value =
         serde_json::from_str(&text).map_err(|error| broken(error.to_string()))?;
-    if value["version"] != VERSION {
+    let version = value.get("version").and_then(serde_json::Value::as_u64);
+    let version = version.ok_or_else(|| broken("it has no version".into()))?;
+    if version != u64::from(VERSION) {
         return Err(Error::new(
             ErrorKind::NewerVersion,
             format!(
-                "the library speaks version {} of the agent's protocol, and the agent {VERSION}",
-                value["version"]
+                "the library speaks version {version} of the agent's protocol, and the agent {VERSION}"
             ),
         )
         .hint("install the library and its agent together"));
@@ -287,5 +288,88 @@ impl Observer for Watcher {
 
     fn wants_abort(&self) -> bool {
         self.abort.load(Ordering::Relaxed) || self.line.gone.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::port::libxl_sys as sys;
+
+    /// What the agent says to an order, on a host that cannot be reached.
+    fn answer_to(order: &str) -> Vec<Report> {
+        answer(order, || {
+            Err(Error::new(ErrorKind::NoSuchDomain, "no host"))
+        })
+    }
+
+    fn answer(order: &str, connect: impl FnOnce() -> Result<Ports>) -> Vec<Report> {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        writeln!(ours, "{order}").unwrap();
+        let line = Arc::new(Line::new(theirs.try_clone().unwrap()));
+        serve(theirs, &line, connect);
+        line.close();
+        // The threads that listen keep the other end open: it is asked for what is there.
+        ours.set_nonblocking(true).unwrap();
+        let reports = BufReader::new(ours).lines().map_while(std::io::Result::ok);
+        reports
+            .map(|line| serde_json::from_str(&line).unwrap())
+            .collect()
+    }
+
+    fn order(call: Call) -> String {
+        let order = Order {
+            version: VERSION,
+            application: std::process::id(),
+            store: None,
+            domain: "g1".into(),
+            call,
+        };
+        serde_json::to_string(&order).unwrap()
+    }
+
+    fn code(reports: &[Report]) -> i32 {
+        match reports {
+            [Report::Failed(code, _)] => *code,
+            other => panic!("it said {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_failure_is_reported_with_its_code_and_text() {
+        let notfound = sys::libxl_error_ERROR_DOMAIN_NOTFOUND;
+        assert_eq!(
+            answer_to(&order(Call::List)),
+            [Report::Failed(notfound, "no host".into())]
+        );
+    }
+
+    #[test]
+    fn an_order_of_another_version_is_refused_whatever_it_looks_like() {
+        let reports = answer_to(r#"{"version": 2, "everything": "else"}"#);
+        assert_eq!(code(&reports), sys::libxl_error_ERROR_VERSION);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for nonsense in ["", "{", "[]", r#"{"version": 1}"#] {
+            assert_eq!(code(&answer_to(nonsense)), sys::libxl_error_ERROR_FAIL);
+        }
+    }
+
+    #[test]
+    fn a_bad_name_is_refused_before_anything_is_asked_of_the_host() {
+        let call = Call::Create {
+            name: Some("../x".into()),
+            description: None,
+        };
+        let reports = answer(&order(call), || panic!("it was asked"));
+        assert_eq!(code(&reports), sys::libxl_error_ERROR_INVAL);
+    }
+
+    #[test]
+    fn a_panic_is_a_failure() {
+        let reports = answer(&order(Call::List), || panic!("on purpose"));
+        assert_eq!(code(&reports), sys::libxl_error_ERROR_FAIL);
     }
 }

@@ -240,7 +240,8 @@ pub(super) mod tests {
 
     #[test]
     fn nonsense_ends_it() {
-        let (_keep, mut agent) = scripted("echo nonsense; echo '{\"done\":\"nothing\"}'");
+        let (_keep, mut agent) =
+            scripted("read order; echo nonsense; echo '{\"done\":\"nothing\"}'");
         assert_eq!(hear_all(&mut agent), []);
     }
 

@@ -472,17 +472,14 @@ mod tests {
         ResultTo::Event(for_event)
     }
 
-    fn progress_to_events() -> Option<libxl_ext_asyncprogress_how> {
-        Some(libxl_ext_asyncprogress_how {
+    fn start(context: &Context, to: ResultTo) {
+        let progress_to = libxl_ext_asyncprogress_how {
             callback: None,
             for_event: 5,
             for_callback: std::ptr::null_mut(),
-        })
-    }
-
-    fn start(context: &Context, to: ResultTo) {
+        };
         context
-            .start("g1".into(), Call::List, to, progress_to_events(), None)
+            .start("g1".into(), Call::List, to, Some(progress_to), None)
             .unwrap();
     }
 
@@ -519,7 +516,7 @@ mod tests {
     #[test]
     fn progress_that_nobody_fetched_is_replaced_and_comes_before_the_result() {
         let (_keep, context) = context(
-            r#"for done in 1 2 3 4; do
+            r#"read order; for done in 1 2 3 4; do
                    echo "{\"progress\":[\"copy\",{\"done\":$done,\"total\":4,\"bytes\":true}]}"
                done; echo '{"failed":[-5,"no"]}'"#,
         );
