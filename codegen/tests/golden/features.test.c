@@ -339,7 +339,7 @@ __attribute__((unused)) static void libxl__secret_rand_init(libxl__secret *p)
     p->value = rand_integer();
 }
 
-static void libxl_guest_kind_check(libxl_ctx *ctx)
+static void test_libxl_guest_kind(libxl_ctx *ctx)
 {
     static const struct {
         libxl_guest_kind value;
@@ -376,8 +376,8 @@ static void libxl_guest_kind_check(libxl_ctx *ctx)
     check_true("rand_init", libxl_guest_kind_to_string(val) != NULL, NULL);
 
     /* What is no value of it. */
-    check_true("from_string", libxl_guest_kind_from_string("no such name", &val) == ERROR_INVAL, "no such name");
-    check_true("from_string", libxl_guest_kind_from_string("", &val) == ERROR_INVAL, "");
+    check_true("from_string", libxl_guest_kind_from_string("no such name", &val) != 0, "no such name");
+    check_true("from_string", libxl_guest_kind_from_string("", &val) != 0, "");
     val = 0;
     check_true("to_string", libxl_guest_kind_to_string(val) == NULL, NULL);
     free(libxl_guest_kind_to_json(ctx, val));
@@ -393,7 +393,7 @@ static void libxl_guest_kind_check(libxl_ctx *ctx)
     check_true("from_json", libxl_guest_kind_from_json(ctx, &val, "\"no such name\"") != 0, NULL);
 }
 
-static void libxl_signal_check(libxl_ctx *ctx)
+static void test_libxl_signal(libxl_ctx *ctx)
 {
     static const struct {
         libxl_signal value;
@@ -428,8 +428,8 @@ static void libxl_signal_check(libxl_ctx *ctx)
     check_true("rand_init", libxl_signal_to_string(val) != NULL, NULL);
 
     /* What is no value of it. */
-    check_true("from_string", libxl_signal_from_string("no such name", &val) == ERROR_INVAL, "no such name");
-    check_true("from_string", libxl_signal_from_string("", &val) == ERROR_INVAL, "");
+    check_true("from_string", libxl_signal_from_string("no such name", &val) != 0, "no such name");
+    check_true("from_string", libxl_signal_from_string("", &val) != 0, "");
     val = 0;
     check_true("to_string", libxl_signal_to_string(val) == NULL, NULL);
     free(libxl_signal_to_json(ctx, val));
@@ -445,7 +445,7 @@ static void libxl_signal_check(libxl_ctx *ctx)
     check_true("from_json", libxl_signal_from_json(ctx, &val, "\"no such name\"") != 0, NULL);
 }
 
-static void libxl_colour_check(libxl_ctx *ctx)
+static void test_libxl_colour(libxl_ctx *ctx)
 {
     static const struct {
         libxl_colour value;
@@ -480,8 +480,8 @@ static void libxl_colour_check(libxl_ctx *ctx)
     check_true("rand_init", libxl_colour_to_string(val) != NULL, NULL);
 
     /* What is no value of it. */
-    check_true("from_string", libxl_colour_from_string("no such name", &val) == ERROR_INVAL, "no such name");
-    check_true("from_string", libxl_colour_from_string("", &val) == ERROR_INVAL, "");
+    check_true("from_string", libxl_colour_from_string("no such name", &val) != 0, "no such name");
+    check_true("from_string", libxl_colour_from_string("", &val) != 0, "");
     val = 2;
     check_true("to_string", libxl_colour_to_string(val) == NULL, NULL);
     free(libxl_colour_to_json(ctx, val));
@@ -497,7 +497,7 @@ static void libxl_colour_check(libxl_ctx *ctx)
     check_true("from_json", libxl_colour_from_json(ctx, &val, "\"no such name\"") != 0, NULL);
 }
 
-static void libxl_point_check(libxl_ctx *ctx)
+static void test_libxl_point(libxl_ctx *ctx)
 {
     libxl_point val, other;
     char *text = NULL, *again = NULL;
@@ -557,7 +557,7 @@ static void libxl_point_check(libxl_ctx *ctx)
     free(text);
 }
 
-static void libxl_everything_check(libxl_ctx *ctx)
+static void test_libxl_everything(libxl_ctx *ctx)
 {
     libxl_everything val, other;
     char *text = NULL, *again = NULL;
@@ -697,11 +697,11 @@ int main(int argc, char **argv)
     seed = argc > 1 ? strtoul(argv[1], NULL, 0) : 1;
     for (this_round = 0; this_round < rounds; this_round++) {
         rand_start();
-        libxl_guest_kind_check(ctx);
-        libxl_signal_check(ctx);
-        libxl_colour_check(ctx);
-        libxl_point_check(ctx);
-        libxl_everything_check(ctx);
+        test_libxl_guest_kind(ctx);
+        test_libxl_signal(ctx);
+        test_libxl_colour(ctx);
+        test_libxl_point(ctx);
+        test_libxl_everything(ctx);
     }
     test_ctx_free(ctx);
     printf("5 types, seed %lu, %lu rounds: ok\n", seed, rounds);

@@ -16,7 +16,7 @@ impl CTest<'_> {
         let name = ty.display_name();
         let prints = ty.json.gen_fn.is_some();
         let parses = ty.json.parse_fn.is_some();
-        self.function(&format!("static void {name}_check(libxl_ctx *ctx)"));
+        self.function(&format!("static void test_{name}(libxl_ctx *ctx)"));
         self.line(&format!("{name} val, other;"));
         self.line("char *text = NULL, *again = NULL;");
         self.line("");
@@ -188,7 +188,7 @@ impl CTest<'_> {
         let name = ty.display_name();
         let prints = ty.json.gen_fn.is_some();
         let parses = ty.json.parse_fn.is_some();
-        self.function(&format!("static void {name}_check(libxl_ctx *ctx)"));
+        self.function(&format!("static void test_{name}(libxl_ctx *ctx)"));
         self.line("static const struct {");
         self.line(&format!("    {name} value;"));
         self.line("    const char *name, *upper, *json;");
@@ -244,7 +244,7 @@ impl CTest<'_> {
         self.section("What is no value of it.");
         for unknown in ["no such name", ""] {
             self.line(&format!(
-                "check_true(\"from_string\", {name}_from_string(\"{unknown}\", &val) == ERROR_INVAL, \"{unknown}\");"
+                "check_true(\"from_string\", {name}_from_string(\"{unknown}\", &val) != 0, \"{unknown}\");"
             ));
         }
         self.line(&format!("val = {};", unknown(values)));

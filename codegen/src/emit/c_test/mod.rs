@@ -115,7 +115,7 @@ impl CTest<'_> {
         self.begin("for (this_round = 0; this_round < rounds; this_round++) {");
         self.line("rand_start();");
         for ty in tested {
-            self.line(&format!("{}_check(ctx);", ty.display_name()));
+            self.line(&format!("test_{}(ctx);", ty.display_name()));
         }
         self.end();
         self.line("test_ctx_free(ctx);");
