@@ -273,6 +273,8 @@ fn write_list<'t>(
 }
 
 unsafe fn copy_list(from: *mut *mut c_char, to: &mut *mut *mut c_char, step: usize) {
+    // C may not have initialised what it copies to.
+    *to = ptr::null_mut();
     if from.is_null() {
         return;
     }
@@ -391,6 +393,8 @@ unsafe impl CValue for Bitmap {
     }
 
     unsafe fn copy(from: &Self::C, to: &mut Self::C) {
+        // C may not have initialised what it copies to.
+        *to = Self::zeroed();
         if from.map.is_null() {
             return;
         }

@@ -107,6 +107,25 @@ fn what_was_written_before_an_error_can_be_disposed() {
 }
 
 #[test]
+fn a_copy_overwrites_what_was_never_initialised() {
+    fn copy<T: CValue>(mut to: T::C) -> T::C {
+        // SAFETY: what is copied holds nothing.
+        unsafe { T::copy(&T::zeroed(), &mut to) };
+        to
+    }
+
+    assert!(copy::<CText>(ptr::dangling_mut()).is_null());
+    assert!(copy::<StringList>(ptr::dangling_mut()).is_null());
+    assert!(copy::<KeyValueList>(ptr::dangling_mut()).is_null());
+    let garbage = libxl_idl_builtin::ffi::libxl_bitmap {
+        size: 7,
+        map: ptr::dangling_mut(),
+    };
+    let bitmap = copy::<Bitmap>(garbage);
+    assert!(bitmap.map.is_null() && bitmap.size == 0);
+}
+
+#[test]
 fn a_negative_length_is_an_error() {
     // SAFETY: nothing is read.
     let read = unsafe { read_array::<u8>(ptr::null(), -1) };
