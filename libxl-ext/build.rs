@@ -47,7 +47,12 @@ fn compile_idl(out: &Path) {
         ..CHeaderOptions::default()
     };
     let header = libxl_idl::emit::c_header(&model, &header);
-    for (name, text) in [("libxl_ext_types.rs", code), ("_libxl_ext_types.h", header)] {
+    let layout = libxl_idl::emit::layout_rust(&model);
+    for (name, text) in [
+        ("libxl_ext_types.rs", code),
+        ("libxl_ext_layout.rs", layout),
+        ("_libxl_ext_types.h", header),
+    ] {
         libxl_idl::output::write_if_changed(&out.join(name), &text).expect("OUT_DIR is writable");
     }
 }

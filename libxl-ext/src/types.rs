@@ -2,3 +2,4 @@
 //! dialect, and in [`ffi`] what C sees.
 
 include!(concat!(env!("OUT_DIR"), "/libxl_ext_types.rs"));
+include!(concat!(env!("OUT_DIR"), "/libxl_ext_layout.rs"));
