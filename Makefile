@@ -6,13 +6,16 @@ DESTDIR ?=
 CARGO ?= cargo
 # Where the compiled things go; named, so that the rules below find them.
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
-STAGE = $(CARGO_TARGET_DIR)/stage
-RELEASE = $(CARGO_TARGET_DIR)/release
-LAB = $(RELEASE)/lab
+# Whose outputs are installed; the fast tier takes those of cargo's debug profile, the others release.
+PROFILE ?= release
+BUILT = $(CARGO_TARGET_DIR)/$(PROFILE)
+OUT = $(if $(filter release,$(PROFILE)),$(CARGO_TARGET_DIR),$(BUILT))
+STAGE = $(OUT)/stage
+LAB = $(CARGO_TARGET_DIR)/release/lab
 NAME ?= main
 
 .PHONY: demo test check lab-test prerequisites build stage install uninstall clean
-.PHONY: fmt clippy unit capi build-debug
+.PHONY: fmt clippy unit abi pages capi consumers
 .PHONY: lab-build lab-boot lab-run lab-shell lab-install lab-logs lab-poweroff lab-power-cut lab-destroy
 
 ## What README promises
@@ -22,7 +25,7 @@ demo: prerequisites stage $(LAB)
 
 test: prerequisites check lab-test
 
-check: fmt clippy unit
+check: fmt clippy unit abi pages
 
 ## The fast tier
 
@@ -39,9 +42,24 @@ clippy:
 unit:
 	$(CARGO) test --workspace --locked --quiet
 
+# The C library as others see it, without Xen: its symbols, its headers in C++, its types from C.
+ABI = $(MAKE) --no-print-directory -C tests/abi
+abi:
+	$(MAKE) --no-print-directory PROFILE=debug stage
+	$(ABI) -f consumers.mk STAGE=$(CARGO_TARGET_DIR)/debug/stage OUT=$(CARGO_TARGET_DIR)/debug/consumers
+	$(ABI) gentest XL_IDL=$(CARGO_TARGET_DIR)/debug/xl-idl LIBDIR=$(CARGO_TARGET_DIR)/debug/stage/usr/local/lib \
+		OUT=$(CARGO_TARGET_DIR)/debug/gentest
+
+pages: abi
+	docs/man/check.sh $(CARGO_TARGET_DIR)/debug/capi/_libxl_ext_types.h
+
 ## The lab tier
 
-lab-test: stage $(LAB)
+# The daemon that the steps run in dom0.
+consumers: stage
+	$(ABI) -f consumers.mk STAGE=$(STAGE) OUT=$(OUT)/consumers daemon
+
+lab-test: consumers $(LAB)
 	$(LAB) test --stage $(STAGE) --logs $(CARGO_TARGET_DIR)/lab-logs
 
 ## Build and install
@@ -50,7 +68,8 @@ prerequisites:
 	./tests/prerequisites.sh
 
 build:
-	$(CARGO) build --release --locked --package xl-cmd --package lab --package libxl-ext --package libxl-idl
+	$(CARGO) build --profile $(PROFILE:debug=dev) --locked --package xl-cmd --package libxl-ext --package libxl-idl \
+		$(if $(filter release,$(PROFILE)),--package lab)
 
 $(LAB): build
 
@@ -60,11 +79,9 @@ $(LAB): build
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 SONAME = libxlext.so.0
 MAP = libxl-ext/libxlext.map
-# Which of cargo's outputs is linked, and where the result goes.
-PROFILE ?= release
-CAPI = $(CARGO_TARGET_DIR)/$(PROFILE)/capi
-RUST_PART = $(CARGO_TARGET_DIR)/$(PROFILE)/liblibxl_ext.a
-XL_IDL = $(CARGO_TARGET_DIR)/$(PROFILE)/xl-idl
+CAPI = $(BUILT)/capi
+RUST_PART = $(BUILT)/liblibxl_ext.a
+XL_IDL = $(BUILT)/xl-idl
 XEN_LIBS = $(shell pkg-config --libs xenlight) -lxenctrl -lxentoollog
 # Where a library that was linked statically looks for the agent; the shared one looks beside itself.
 ifneq ($(PREFIX),/usr/local)
@@ -75,10 +92,7 @@ CC ?= cc
 
 capi: $(CAPI)/libxlext.so $(CAPI)/libxlext.a $(CAPI)/_libxl_ext_types.h
 
-$(RUST_PART) $(XL_IDL): $(if $(filter release,$(PROFILE)),build,build-debug)
-
-build-debug:
-	$(CARGO) build --locked --package libxl-ext --package libxl-idl
+$(RUST_PART) $(XL_IDL): build ;
 
 $(CAPI)/_libxl_ext_types.h: idl/libxl_ext_types.idl $(XL_IDL)
 	mkdir -p $(CAPI)
@@ -88,7 +102,7 @@ $(CAPI)/_libxl_ext_types.h: idl/libxl_ext_types.idl $(XL_IDL)
 $(CAPI)/libxlext.o: $(RUST_PART) $(MAP)
 	mkdir -p $(CAPI)
 	nm --defined-only --extern-only --format=posix $(RUST_PART) 2>/dev/null \
-		| sed -n 's/^\(libxl_\(domain_snapshot\|disk_snapshot\|snapshot\|ext\)_[a-z_]*\) .*/\1/p' | sort -u >$(CAPI)/symbols
+		| sed -n 's/^\(libxl_\(domain_snapshot\|disk_snapshot\|snapshot\|ext\)_[a-z0-9_]*\) .*/\1/p' | sort -u >$(CAPI)/symbols
 	ld -r --gc-sections $$(sed 's/^/--undefined=/' $(CAPI)/symbols) -o $@.all $(RUST_PART)
 	objcopy --keep-global-symbols=$(CAPI)/symbols --strip-debug \
 		--remove-section=.llvmbc --remove-section=.llvmcmd $@.all $@
@@ -100,7 +114,7 @@ $(CAPI)/libxlext.a: $(CAPI)/libxlext.o
 
 $(CAPI)/libxlext.so: $(CAPI)/libxlext.o $(MAP)
 	$(CC) -shared -o $(CAPI)/libxlext.so.$(VERSION) $< -Wl,-soname,$(SONAME) -Wl,--version-script=$(MAP) \
-		-Wl,--gc-sections -Wl,--as-needed -Wl,-z,defs -Wl,-z,now -Wl,-rpath,'$$ORIGIN/libxl-ext' \
+		-Wl,--gc-sections -Wl,--as-needed -Wl,-z,defs -Wl,-z,now $(LDFLAGS) -Wl,-rpath,'$$ORIGIN/libxl-ext' \
 		$(XEN_LIBS) $(SYSTEM_LIBS)
 	ln -sf libxlext.so.$(VERSION) $(CAPI)/$(SONAME)
 	ln -sf $(SONAME) $@
@@ -112,8 +126,8 @@ PAGES = $(wildcard docs/man/*.3)
 # The programs open libxenctrl.so by that name, which only development packages have: the link in the
 # private directory gives them the library that the build was made against.
 install: build capi
-	install -D -m 0755 $(RELEASE)/xl-ext $(HERE)/sbin/xl-ext
-	install -D -m 0755 $(RELEASE)/libxl-ext-agent $(PRIVATE)/libxl-ext-agent
+	install -D -m 0755 $(BUILT)/xl-ext $(HERE)/sbin/xl-ext
+	install -D -m 0755 $(BUILT)/libxl-ext-agent $(PRIVATE)/libxl-ext-agent
 	ln -sfn "$$(readlink -f "$$(pkg-config --variable=libdir xenlight)/libxenctrl.so" | sed 's/\(\.so\.[0-9]*\.[0-9]*\).*/\1/')" \
 		$(PRIVATE)/libxenctrl.so
 	install -m 0755 $(CAPI)/libxlext.so.$(VERSION) $(HERE)/lib/

@@ -26,7 +26,8 @@ extern "C" {
  * SIGCHLD, and no wait of the application's can find it. So it makes no difference whether libxl or the
  * application owns SIGCHLD, whether the application has threads, and what it forks. The library itself
  * makes no thread and installs no signal handler. If the application ends while an operation runs, the
- * operation is taken back, as after libxl_ext_ao_abort.
+ * operation is taken back, as after libxl_ext_ao_abort. (Only an application that takes in orphans, as a
+ * subreaper or as process 1, finds these processes when they end, as it finds the ones of others.)
  *
  * With ao_how == NULL a call waits for the end of the operation and returns its result.
  *
@@ -48,7 +49,8 @@ extern "C" {
  * Callbacks are made by libxl_ext_event_check and libxl_ext_event_wait, on the thread that calls them,
  * and, for the progress of a call with ao_how == NULL, by that call itself. There is no other time and no
  * other thread. No lock is held meanwhile: a callback may call this library and libxl with any ctx, but
- * it must not release its own (libxl_ext_ctx_release).
+ * it must not release its own (libxl_ext_ctx_release). It must return: no exception, no longjmp. A thread
+ * that is in a call is not cancelled (pthread_cancel) before it returns.
  *
  * Several threads may call at the same time, each with its own ctx, and also with the same one; the
  * logger of a ctx that several threads use must be able to bear that, as libxl demands too.
@@ -96,7 +98,7 @@ void libxl_ext_event_free(libxl_ctx *ctx, libxl_ext_event *event);
  *  0               it was asked
  *  ERROR_NOTFOUND  no such operation is under way
  *  ERROR_ABORTED   it was asked before
- * how == NULL stands for an operation that some thread has called with ao_how == NULL.
+ * how == NULL stands for an operation that some thread has called with ao_how == NULL (not for a list).
  */
 int libxl_ext_ao_abort(libxl_ctx *ctx, const libxl_asyncop_how *how);
 

@@ -174,7 +174,7 @@ pub fn to_string(table: &[libxl_enum_string_table], value: c_int) -> *const c_ch
         .map_or(ptr::null(), |entry| entry.s)
 }
 
-/// `_from_string`: in upper or lower case; `ERROR_INVAL` for an unknown name.
+/// `_from_string`: in upper or lower case; `ERROR_FAIL`, as from libxl, for an unknown name.
 ///
 /// # Safety
 /// `s` must be null or a string, `e` null or valid; the names of the table are strings.
@@ -199,5 +199,5 @@ pub unsafe fn from_string(
             return 0;
         }
     }
-    ERROR_INVAL
+    ERROR_FAIL
 }

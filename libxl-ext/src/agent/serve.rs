@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ pub struct Line {
     queue: Mutex<Option<Sender<Report>>>,
     backlog: Arc<AtomicUsize>,
     gone: Arc<AtomicBool>,
+    socket: Arc<UnixStream>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -43,11 +45,14 @@ impl Line {
         let backlog = Arc::new(AtomicUsize::new(0));
         let gone = Arc::new(AtomicBool::new(false));
         let (waiting, lost) = (Arc::clone(&backlog), Arc::clone(&gone));
-        let writer = std::thread::spawn(move || write_all(socket, &reports, &waiting, &lost));
+        let socket = Arc::new(socket);
+        let pipe = Arc::clone(&socket);
+        let writer = std::thread::spawn(move || write_all(&pipe, &reports, &waiting, &lost));
         Self {
             queue: Mutex::new(Some(queue)),
             backlog,
             gone,
+            socket,
             writer: Mutex::new(Some(writer)),
         }
     }
@@ -65,6 +70,12 @@ impl Line {
         }
     }
 
+    /// Nobody is there any more, though a process that the application forked may hold its end.
+    fn hang_up(&self) {
+        // It is connected as long as anybody could read.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
     /// Waits until everything was read, or nobody is there to read it.
     pub fn close(&self) {
         drop(locked(&self.queue).take());
@@ -80,7 +91,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn write_all(
-    mut socket: UnixStream,
+    mut socket: &UnixStream,
     reports: &Receiver<Report>,
     backlog: &AtomicUsize,
     gone: &AtomicBool,
@@ -98,10 +109,17 @@ fn write_all(
 
 /// Reads the order from `socket`, carries it out on the host that `connect` finds, and reports. Returns
 /// when the last report is sent.
-pub fn serve(socket: UnixStream, line: &Arc<Line>, connect: impl FnOnce() -> Result<Ports>) {
+///
+/// The operation is to stop when `stop` is set, as it is when the library says so or the application ends.
+pub fn serve(
+    socket: UnixStream,
+    line: &Arc<Line>,
+    stop: Arc<AtomicBool>,
+    connect: impl FnOnce() -> Result<Ports>,
+) {
     let mut reader = BufReader::new(socket.take(LINE_MAX as u64));
     let answer = read_order(&mut reader).and_then(|order| {
-        let watcher = Arc::new(Watcher::new(Arc::clone(line)));
+        let watcher = Arc::new(Watcher::new(Arc::clone(line), stop));
         let listener = Arc::clone(&watcher);
         let application = order.application;
         // Both end with the process.
@@ -206,7 +224,7 @@ fn request(call: &Call) -> Result<Option<Request>> {
 /// Tells the library what goes on, and hears whether it wants that to stop.
 struct Watcher {
     line: Arc<Line>,
-    abort: AtomicBool,
+    abort: Arc<AtomicBool>,
     now: Mutex<Now>,
 }
 
@@ -217,10 +235,10 @@ struct Now {
 }
 
 impl Watcher {
-    fn new(line: Arc<Line>) -> Self {
+    fn new(line: Arc<Line>, abort: Arc<AtomicBool>) -> Self {
         Self {
             line,
-            abort: AtomicBool::new(false),
+            abort,
             now: Mutex::new(Now {
                 step: String::new(),
                 reported: None,
@@ -243,6 +261,7 @@ impl Watcher {
             Err(_) => return,
         }
         self.abort.store(true, Ordering::Relaxed);
+        self.line.hang_up();
     }
 
     /// Reads on until the library wants an end or is gone.
@@ -307,7 +326,7 @@ mod tests {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         writeln!(ours, "{order}").unwrap();
         let line = Arc::new(Line::new(theirs.try_clone().unwrap()));
-        serve(theirs, &line, connect);
+        serve(theirs, &line, Arc::default(), connect);
         line.close();
         // The threads that listen keep the other end open: it is asked for what is there.
         ours.set_nonblocking(true).unwrap();

@@ -6,6 +6,7 @@ use libxl_ext::agent::serve::{Line, serve};
 use libxl_ext::agent::{log, protocol};
 use libxl_ext::port::Ports;
 use libxl_ext::port::restore::CreateRestore;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -31,7 +32,12 @@ fn main() -> ExitCode {
             format!("libxl-ext-agent: {panic}"),
         ));
     }));
-    serve(reader, &line, || {
+    let stop = Arc::default();
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // A daemon's service that is stopped ends its agents too. Only an unknown signal number fails.
+        let _ = signal_hook::flag::register(signal, Arc::clone(&stop));
+    }
+    serve(reader, &line, stop, || {
         Ok(Ports {
             restorer: Box::new(CreateRestore::open()?),
             ..Ports::connect()?

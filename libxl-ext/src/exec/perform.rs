@@ -296,7 +296,7 @@ impl Performer<'_> {
             )),
             None => Err(Error::new(
                 ErrorKind::Toolstack,
-                format!("`xl restore` reported success and there is no domain with UUID {uuid}"),
+                format!("the restore reported success and there is no domain with UUID {uuid}"),
             )),
         }
     }

@@ -3,10 +3,13 @@
 use super::spawn;
 use crate::agent::protocol::{ABORT, LINE_MAX, Order, Report};
 use crate::error::{Error, ErrorKind, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::SendFlags;
+use rustix::process::{PidfdFlags, pidfd_open};
 use std::ffi::{CStr, CString, OsStr};
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -25,10 +28,24 @@ const INSTALLED: &str = match option_env!("LIBXL_EXT_PRIVATE_DIR") {
 /// One agent at work.
 pub(super) struct Agent {
     socket: Arc<UnixStream>,
+    process: Process,
     /// What was read and is no whole line yet.
     partial: Vec<u8>,
+    /// How much of that is known to have no end of a line.
+    searched: usize,
     /// It said what it could not have said; nothing after that can be believed.
     broken: bool,
+}
+
+/// The agent's process. Its end is watched beside that of the socket, of which a process that the
+/// application forked may have a copy.
+enum Process {
+    /// The descriptor becomes readable when it ends.
+    Watched(OwnedFd),
+    /// It had ended before it could be watched.
+    Ended,
+    /// The kernel has no such descriptors.
+    Unwatched,
 }
 
 /// What reading brought.
@@ -41,31 +58,85 @@ pub(super) enum Heard {
 }
 
 impl Agent {
-    /// Starts an agent and gives it the order.
+    /// Starts an agent, which then waits for its order.
     ///
     /// # Errors
     /// [`ErrorKind::Toolstack`] if the program cannot be started.
-    pub(super) fn start(program: &Path, order: &Order) -> Result<Self> {
+    pub(super) fn start(program: &Path) -> Result<Self> {
         let failed = |error: std::io::Error| {
-            Error::new(ErrorKind::Toolstack, format!("start {}", program.display()))
-                .because(error)
-                .hint("is it installed with the library?")
+            let missing = error.kind() == std::io::ErrorKind::NotFound;
+            let failed = Error::new(ErrorKind::Toolstack, format!("start {}", program.display()))
+                .because(error);
+            if missing {
+                return failed.hint("is it installed with the library?");
+            }
+            failed
         };
         let (socket, theirs) = UnixStream::pair().map_err(failed)?;
         let path =
             CString::new(program.as_os_str().as_bytes()).map_err(|error| failed(error.into()))?;
-        spawn::start(&path, theirs.as_fd()).map_err(failed)?;
+        let pid = spawn::start(&path, theirs.as_fd()).map_err(failed)?;
         drop(theirs);
-        let agent = Self {
-            socket: Arc::new(socket),
+        socket.set_nonblocking(true).map_err(failed)?;
+        let socket = spawn::off_standard(socket.into()).map_err(failed)?;
+        let process = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(process) => Process::Watched(spawn::off_standard(process).map_err(failed)?),
+            Err(Errno::SRCH) => Process::Ended,
+            Err(_) => Process::Unwatched,
+        };
+        Ok(Self {
+            socket: Arc::new(socket.into()),
+            process,
             partial: Vec::new(),
+            searched: 0,
             broken: false,
+        })
+    }
+
+    /// Gives it the order.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Toolstack`] if it has ended; nothing was done then.
+    pub(super) fn order(&self, order: &Order) -> Result<()> {
+        let failed = |error: std::io::Error| {
+            Error::new(ErrorKind::Toolstack, "give the agent its order").because(error)
         };
         let mut text = serde_json::to_vec(order).map_err(|error| failed(error.into()))?;
         text.push(b'\n');
-        send(&agent.socket, &text).map_err(failed)?;
-        agent.socket.set_nonblocking(true).map_err(failed)?;
-        Ok(agent)
+        send(&self.socket, &text).map_err(failed)
+    }
+
+    /// What becomes readable when there is something to hear.
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let process = match &self.process {
+            Process::Watched(process) => Some(process.as_fd()),
+            Process::Ended | Process::Unwatched => None,
+        };
+        std::iter::once(self.socket.as_fd()).chain(process)
+    }
+
+    /// Waits until there is something to hear.
+    pub(super) fn wait(&self) {
+        if matches!(self.process, Process::Ended) {
+            return;
+        }
+        let mut polled: Vec<PollFd<'_>> = self
+            .descriptors()
+            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+            .collect();
+        // A signal ends the wait early, as does an error, which the reading then meets.
+        let _ = poll(&mut polled, None);
+    }
+
+    fn has_ended(&self) -> bool {
+        match &self.process {
+            Process::Ended => true,
+            Process::Unwatched => false,
+            Process::Watched(process) => {
+                let mut polled = [PollFd::new(process, PollFlags::IN)];
+                poll(&mut polled, Some(&Timespec::default())) == Ok(1)
+            }
+        }
     }
 
     /// The means to stop it, for another thread than the one that listens.
@@ -77,13 +148,21 @@ impl Agent {
     pub(super) fn hear(&mut self) -> Heard {
         let mut chunk = [0; 16 << 10];
         let mut reports = Vec::new();
+        let mut ended = false;
         while !self.broken {
             match (&*self.socket).read(&mut chunk) {
                 Ok(0) => break,
                 Ok(length) => self.partial.extend_from_slice(&chunk[..length]),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    return Heard::Reports(reports);
+                    if ended {
+                        break;
+                    }
+                    // What it said before its end is read once more.
+                    ended = self.has_ended();
+                    if !ended {
+                        return Heard::Reports(reports);
+                    }
                 }
                 Err(_) => break,
             }
@@ -98,17 +177,22 @@ impl Agent {
     }
 
     fn take_lines(&mut self, reports: &mut Vec<Report>) {
-        let mut rest = self.partial.as_slice();
-        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-            let (line, after) = rest.split_at(end + 1);
-            rest = after;
-            let Ok(report) = serde_json::from_slice(line) else {
+        let mut start = 0;
+        while let Some(length) = self.partial[self.searched..]
+            .iter()
+            .position(|byte| *byte == b'\n')
+        {
+            let end = self.searched + length;
+            let Ok(report) = serde_json::from_slice(&self.partial[start..end]) else {
                 self.broken = true;
                 return;
             };
             reports.push(report);
+            start = end + 1;
+            self.searched = start;
         }
-        self.partial = rest.to_vec();
+        self.partial.drain(..start);
+        self.searched = self.partial.len();
         self.broken = self.partial.len() > LINE_MAX;
     }
 }
@@ -129,17 +213,15 @@ fn send(socket: &UnixStream, mut bytes: &[u8]) -> std::io::Result<()> {
     while !bytes.is_empty() {
         match rustix::net::send(socket, bytes, SendFlags::NOSIGNAL) {
             Ok(sent) => bytes = &bytes[sent..],
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
+            // An agent reads at once what it is told.
+            Err(Errno::AGAIN) => {
+                let _ = poll(&mut [PollFd::new(socket, PollFlags::OUT)], None);
+            }
             Err(error) => return Err(error.into()),
         }
     }
     Ok(())
-}
-
-impl AsFd for Agent {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
 }
 
 /// The agent beside the shared library that this code is in, or where `make install` put it.
@@ -193,7 +275,7 @@ pub(super) mod tests {
         std::fs::write(&program, format!("#!/bin/sh\nexec >&0\n{text}\n")).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
         // Another test's child may still have the file open for writing, which forbids to execute it.
-        while let Err(error) = Agent::start(&program, &order()) {
+        while let Err(error) = Agent::start(&program) {
             assert!(
                 error.report().contains("Text file busy"),
                 "{}",
@@ -205,7 +287,9 @@ pub(super) mod tests {
 
     fn scripted(text: &str) -> (tempfile::TempDir, Agent) {
         let (keep, program) = script(text);
-        (keep, Agent::start(&program, &order()).unwrap())
+        let agent = Agent::start(&program).unwrap();
+        agent.order(&order()).unwrap();
+        (keep, agent)
     }
 
     fn hear_all(agent: &mut Agent) -> Vec<Report> {
@@ -215,11 +299,7 @@ pub(super) mod tests {
                 Heard::Reports(reports) => all.extend(reports),
                 Heard::End => return all,
             }
-            let mut poll = [rustix::event::PollFd::new(
-                &*agent.socket,
-                rustix::event::PollFlags::IN,
-            )];
-            rustix::event::poll(&mut poll, None).unwrap();
+            agent.wait();
         }
     }
 
@@ -256,5 +336,13 @@ pub(super) mod tests {
             [Report::Failed(-27, "stopped".into())]
         );
         agent.stopper().stop();
+    }
+
+    #[test]
+    fn its_end_is_noticed_though_a_copy_of_its_socket_is_held() {
+        let (_keep, mut agent) = scripted("read order; sleep 30 & exit");
+        let begun = std::time::Instant::now();
+        assert_eq!(hear_all(&mut agent), []);
+        assert!(begun.elapsed().as_secs() < 20, "it waited for the copy");
     }
 }

@@ -67,6 +67,12 @@ pub(super) unsafe fn directory(pointer: *const c_char) -> Result<Option<PathBuf>
     // SAFETY: as the caller promises.
     let bytes = unsafe { CStr::from_ptr(pointer) }.to_bytes();
     let path = Path::new(OsStr::from_bytes(bytes));
+    if path.to_str().is_none() {
+        return Err(invalid(format!(
+            "the directory '{}' is not named in UTF-8",
+            path.display()
+        )));
+    }
     if !path.is_absolute() {
         return Err(invalid(format!(
             "the directory '{}' is not given by an absolute path",

@@ -6,8 +6,9 @@
 use super::Ctx;
 use super::agent::{Agent, Heard, Stopper, program};
 use super::header::libxl_ext_asyncprogress_how;
-use super::operation::{Due, Ended, Fill, Meaning, ResultTo, meaning};
-use crate::agent::protocol::{Call, Order, Report, VERSION};
+use super::operation::{Due, Ended, Fill, Meaning, ResultTo, What, meaning};
+use super::spawn::off_standard;
+use crate::agent::protocol::{Call, Order, VERSION};
 use crate::error::{Error, ErrorKind, Result};
 use crate::port::libxl_sys as sys;
 use crate::types::ExtEvent;
@@ -18,6 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
 
 /// How long a wait lasts before it looks whether another thread took what it waits for.
 const LOOK_AGAIN: Timespec = Timespec {
@@ -75,6 +77,9 @@ struct State {
     running: Vec<Running>,
     calls: Vec<Waiting>,
     due: VecDeque<Due>,
+    /// The operations of which something is being delivered now, and by whom. Nothing else of them is
+    /// delivered by another thread meanwhile: a result must not overtake a report of progress.
+    delivering: Vec<(u64, ThreadId)>,
     last_number: u64,
 }
 
@@ -107,20 +112,31 @@ impl Poller {
         let set = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let due = eventfd(0, flags).map_err(failed)?;
-        let poller = Self { set, due };
-        poller.watch(poller.due.as_fd())?;
+        let off_standard =
+            |fd| off_standard(fd).map_err(|error| Error::io("make a descriptor to poll", error));
+        let poller = Self {
+            set: off_standard(set)?,
+            due: off_standard(due)?,
+        };
+        poller.add(poller.due.as_fd())?;
         Ok(poller)
     }
 
-    fn watch(&self, fd: BorrowedFd<'_>) -> Result<()> {
+    fn add(&self, fd: BorrowedFd<'_>) -> Result<()> {
         let data = epoll::EventData::new_u64(0);
         epoll::add(&self.set, fd, data, epoll::EventFlags::IN)
             .map_err(|error| Error::io("watch the process of the operation", error))
     }
 
+    fn watch(&self, agent: &Agent) -> Result<()> {
+        agent.descriptors().try_for_each(|fd| self.add(fd))
+    }
+
     /// Closing would not be enough: a process that was forked may have a copy.
-    fn forget(&self, fd: BorrowedFd<'_>) {
-        let _ = epoll::delete(&self.set, fd);
+    fn forget(&self, agent: &Agent) {
+        for fd in agent.descriptors() {
+            let _ = epoll::delete(&self.set, fd);
+        }
     }
 
     fn tell(&self, something_is_due: bool) {
@@ -149,9 +165,11 @@ impl State {
     }
 
     fn push(&mut self, due: Due) {
-        if let Due::Progress { operation, .. } = &due {
-            let same = |other: &&mut Due| matches!(other, Due::Progress { operation: of, .. } if of == operation);
-            if let Some(older) = self.due.iter_mut().find(same) {
+        if matches!(due.what, What::Progress { .. }) {
+            let older = self.due.iter_mut().find(|other| {
+                other.operation == due.operation && matches!(other.what, What::Progress { .. })
+            });
+            if let Some(older) = older {
                 *older = due;
                 return;
             }
@@ -161,61 +179,100 @@ impl State {
 
     /// Hears what the agents have to say.
     fn hear(&mut self) {
-        for mut operation in std::mem::take(&mut self.running) {
-            let ended = loop {
-                match operation.agent.hear() {
-                    Heard::Reports(reports) if reports.is_empty() => break None,
-                    Heard::Reports(reports) => {
-                        let ended = reports
-                            .into_iter()
-                            .find_map(|report| self.understand(report, &operation));
-                        if ended.is_some() {
-                            break ended;
-                        }
-                    }
-                    Heard::End => {
-                        let (line, ended) = Ended::unexplained();
-                        self.push(line);
-                        break Some(ended);
-                    }
-                }
-            };
-            let Some(ended) = ended else {
-                self.running.push(operation);
+        for mut running in std::mem::take(&mut self.running) {
+            let Some(ended) = self.listen_to(&mut running) else {
+                self.running.push(running);
                 continue;
             };
             if let Some(poller) = &self.poller {
-                poller.forget(operation.agent.as_fd());
+                poller.forget(&running.agent);
             }
-            self.push(Due::Result {
-                to: operation.to,
-                ended,
-                fill: operation.fill,
+            self.push(Due {
+                operation: running.number,
+                what: What::Result {
+                    to: running.to,
+                    ended,
+                    fill: running.fill,
+                },
             });
         }
     }
 
-    /// Notes what is due because of a report; returns how the operation ended, if it did.
-    fn understand(&mut self, report: Report, operation: &Running) -> Option<Ended> {
-        match meaning(report, operation.number, operation.progress_to) {
-            Meaning::Nothing => None,
-            Meaning::Due(due) => {
-                self.push(due);
-                None
-            }
-            Meaning::End(line, ended) => {
-                if let Some(line) = line {
-                    self.push(line);
+    /// Notes what is due because of what one agent says; returns how its operation ended, if it did.
+    fn listen_to(&mut self, running: &mut Running) -> Option<Ended> {
+        loop {
+            let reports = match running.agent.hear() {
+                Heard::Reports(reports) if reports.is_empty() => return None,
+                Heard::Reports(reports) => reports,
+                Heard::End => {
+                    let (line, ended) = Ended::unexplained();
+                    self.push(running.due(line));
+                    return Some(ended);
                 }
-                Some(ended)
+            };
+            for report in reports {
+                match meaning(report, running.progress_to) {
+                    Meaning::Nothing => {}
+                    Meaning::Due(what) => self.push(running.due(what)),
+                    Meaning::End(line, ended) => {
+                        if let Some(line) = line {
+                            self.push(running.due(line));
+                        }
+                        return Some(ended);
+                    }
+                }
             }
         }
     }
 
+    /// The oldest of what this thread may deliver.
+    fn take_due(&mut self) -> Option<Due> {
+        let me = std::thread::current().id();
+        let others = |due: &Due| {
+            let other = |(operation, thread): &(u64, ThreadId)| {
+                *operation == due.operation && *thread != me
+            };
+            self.delivering.iter().any(other)
+        };
+        let at = self.due.iter().position(|due| !others(due))?;
+        let due = self.due.remove(at)?;
+        self.delivering.push((due.operation, me));
+        Some(due)
+    }
+
+    /// Makes the descriptor readable if there is something that any thread may deliver.
     fn tell(&self) {
         if let Some(poller) = &self.poller {
-            poller.tell(!self.due.is_empty());
+            let waits = |due: &Due| {
+                let mut under_way = self.delivering.iter();
+                under_way.any(|(operation, _)| *operation == due.operation)
+            };
+            poller.tell(!self.due.iter().all(waits));
         }
+    }
+}
+
+impl Running {
+    fn due(&self, what: What) -> Due {
+        Due {
+            operation: self.number,
+            what,
+        }
+    }
+}
+
+/// Notes, also if the application's callback unwinds, that what was delivered is delivered.
+struct Delivered<'context>(&'context Context, u64);
+
+impl Drop for Delivered<'_> {
+    fn drop(&mut self) {
+        let me = std::thread::current().id();
+        let mut state = self.0.state();
+        let mine = |entry: &(u64, ThreadId)| *entry == (self.1, me);
+        if let Some(at) = state.delivering.iter().position(mine) {
+            state.delivering.swap_remove(at);
+        }
+        state.tell();
     }
 }
 
@@ -249,8 +306,8 @@ impl Context {
             operation.agent.stopper().stop();
         }
         for mut operation in running {
-            while operation.agent.hear() != Heard::End {
-                wait_for(operation.agent.as_fd(), None);
+            while !has_ended(operation.agent.hear()) {
+                operation.agent.wait();
             }
         }
     }
@@ -287,11 +344,16 @@ impl Context {
         fill: Option<Fill>,
     ) -> Result<()> {
         let order = self.order(domain, call);
-        self.state().poller()?;
-        let agent = Agent::start(&self.program, &order)?;
+        let agent = Agent::start(&self.program)?;
         let mut state = self.state();
-        state.poller()?.watch(agent.as_fd())?;
         let number = state.next_number();
+        let poller = state.poller()?;
+        poller.watch(&agent)?;
+        // Last: an agent that has its order does something.
+        if let Err(error) = agent.order(&order) {
+            poller.forget(&agent);
+            return Err(error);
+        }
         state.running.push(Running {
             number,
             agent,
@@ -314,26 +376,36 @@ impl Context {
         call: Call,
         progress_to: Option<libxl_ext_asyncprogress_how>,
     ) -> Result<Ended> {
-        let mut agent = Agent::start(&self.program, &self.order(domain, call))?;
+        let order = self.order(domain, call);
+        let mut agent = Agent::start(&self.program)?;
         let number = {
             let mut state = self.state();
             let number = state.next_number();
-            state.calls.push(Waiting {
-                number,
-                stopper: agent.stopper(),
-                asked_to_stop: false,
-            });
+            // What only looks is not what somebody wants to stop.
+            if order.call != Call::List {
+                state.calls.push(Waiting {
+                    number,
+                    stopper: agent.stopper(),
+                    asked_to_stop: false,
+                });
+            }
             number
         };
-        let ended = self.listen(&mut agent, number, progress_to);
-        self.state().calls.retain(|call| call.number != number);
-        Ok(ended)
+        let ended = agent
+            .order(&order)
+            .map(|()| self.listen(&mut agent, number, progress_to));
+        let mut state = self.state();
+        state.calls.retain(|call| call.number != number);
+        // Nobody is to hear of its progress after its end.
+        state.due.retain(|due| due.operation != number);
+        state.tell();
+        ended
     }
 
     fn listen(
         &self,
         agent: &mut Agent,
-        number: u64,
+        operation: u64,
         progress_to: Option<libxl_ext_asyncprogress_how>,
     ) -> Ended {
         loop {
@@ -346,26 +418,23 @@ impl Context {
                 }
             };
             for report in reports {
-                match meaning(report, number, progress_to) {
+                match meaning(report, progress_to) {
                     Meaning::Nothing => {}
-                    Meaning::Due(due) => self.deliver_or_queue(due),
+                    Meaning::Due(what) if what.is_event() => {
+                        let mut state = self.state();
+                        state.push(Due { operation, what });
+                        state.tell();
+                    }
+                    Meaning::Due(what) => {
+                        what.deliver(self.ctx);
+                    }
                     Meaning::End(line, ended) => {
                         line.map(|line| line.deliver(self.ctx));
                         return ended;
                     }
                 }
             }
-            wait_for(agent.as_fd(), None);
-        }
-    }
-
-    fn deliver_or_queue(&self, due: Due) {
-        if due.is_event() {
-            let mut state = self.state();
-            state.push(due);
-            state.tell();
-        } else {
-            due.deliver(self.ctx);
+            agent.wait();
         }
     }
 
@@ -386,11 +455,12 @@ impl Context {
             let due = {
                 let mut state = self.state();
                 state.hear();
-                let due = state.due.pop_front();
+                let due = state.take_due();
                 state.tell();
                 due
-            };
-            let event = due?.deliver(self.ctx);
+            }?;
+            let _delivered = Delivered(self, due.operation);
+            let event = due.what.deliver(self.ctx);
             if event.is_some() {
                 return event;
             }
@@ -416,7 +486,9 @@ impl Context {
                 set.try_clone()
                     .map_err(|error| Error::io("wait for an event", error))?
             };
-            wait_for(fd.as_fd(), Some(&LOOK_AGAIN));
+            // A signal ends the wait early, and so may an error.
+            let mut polled = [PollFd::new(&fd, PollFlags::IN)];
+            let _ = poll(&mut polled, Some(&LOOK_AGAIN));
         }
     }
 
@@ -424,16 +496,19 @@ impl Context {
     /// waits for. Returns what `libxl_ao_abort` would.
     pub(super) fn abort(&self, how: Option<&ResultTo>) -> c_int {
         let mut state = self.state();
-        let found = match how {
-            Some(how) => state
-                .running
-                .iter_mut()
+        // Without an `ao_how`, the first call that was not asked; if all were, any says so.
+        state
+            .calls
+            .sort_by_key(|call| (call.asked_to_stop, call.number));
+        let State { running, calls, .. } = &mut *state;
+        let found = if let Some(how) = how {
+            let mut running = running.iter_mut();
+            running
                 .find(|operation| operation.to.is(how))
-                .map(|one| (one.agent.stopper(), &mut one.asked_to_stop)),
-            None => state
-                .calls
-                .first_mut()
-                .map(|call| (call.stopper.clone(), &mut call.asked_to_stop)),
+                .map(|one| (one.agent.stopper(), &mut one.asked_to_stop))
+        } else {
+            let first = calls.first_mut();
+            first.map(|call| (call.stopper.clone(), &mut call.asked_to_stop))
         };
         match found {
             None => sys::libxl_error_ERROR_NOTFOUND,
@@ -447,10 +522,14 @@ impl Context {
     }
 }
 
-/// Waits until there is something to read; a signal ends the wait early, as does an error, which the
-/// reading then meets.
-fn wait_for(fd: BorrowedFd<'_>, limit: Option<&Timespec>) {
-    let _ = poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], limit);
+/// Whether an operation has ended, with a result or without one.
+fn has_ended(heard: Heard) -> bool {
+    match heard {
+        Heard::End => true,
+        Heard::Reports(reports) => reports
+            .into_iter()
+            .any(|report| matches!(meaning(report, None), Meaning::End(..))),
+    }
 }
 
 #[cfg(test)]
@@ -458,6 +537,8 @@ mod tests {
     use super::super::agent::tests::script;
     use super::*;
     use crate::types::{ExtEventU, ExtEventUOperationComplete, ExtEventUOperationProgress};
+    use std::ffi::c_void;
+    use std::sync::atomic::AtomicBool;
     use std::time::Duration;
 
     const LONG: Duration = Duration::from_secs(30);
@@ -481,6 +562,14 @@ mod tests {
         context
             .start("g1".into(), Call::List, to, Some(progress_to), None)
             .unwrap();
+    }
+
+    /// A call that changes something, as far as the script knows.
+    fn delete() -> Call {
+        Call::Delete {
+            name: "s".into(),
+            children: false,
+        }
     }
 
     fn complete(for_user: u64, rc: c_int) -> ExtEvent {
@@ -523,7 +612,7 @@ mod tests {
         start(&context, how(7));
         // All of it is there when it is first looked for.
         while !context.state().running.is_empty() {
-            wait_for(context.state().poller().unwrap().set.as_fd(), None);
+            assert!(is_readable(&context, LONG));
             context.state().hear();
         }
         let progress = ExtEventU::OperationProgress(ExtEventUOperationProgress {
@@ -574,7 +663,7 @@ mod tests {
             context(r#"read order; read word; echo '{"failed":[-27,"stopped"]}'"#);
         std::thread::scope(|scope| {
             scope.spawn(|| while context.abort(None) != 0 {});
-            let ended = context.call("g1".into(), Call::List, None).unwrap();
+            let ended = context.call("g1".into(), delete(), None).unwrap();
             assert_eq!(ended.code, -27);
         });
         assert!(context.state().calls.is_empty());
@@ -592,5 +681,76 @@ mod tests {
             error.report()
         );
         assert_eq!(context.wait().unwrap(), None);
+    }
+
+    /// What a callback of progress shares with the test.
+    struct Slow {
+        begun: AtomicBool,
+        go_on: AtomicBool,
+    }
+
+    unsafe extern "C" fn slowly(
+        _ctx: *mut sys::libxl_ctx,
+        _event: *const crate::types::ffi::libxl_ext_event,
+        slow: *mut c_void,
+    ) {
+        // SAFETY: the test gives its struct, which lives longer than the operation.
+        let slow = unsafe { &*slow.cast::<Slow>() };
+        slow.begun.store(true, Ordering::SeqCst);
+        while !slow.go_on.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_result_does_not_overtake_a_callback_of_another_thread() {
+        let (_keep, context) = context(
+            r#"read order; echo '{"progress":["s",{"done":1,"total":2,"bytes":false}]}'
+               echo '{"done":"nothing"}'"#,
+        );
+        let slow = Slow {
+            begun: AtomicBool::new(false),
+            go_on: AtomicBool::new(false),
+        };
+        let progress_to = libxl_ext_asyncprogress_how {
+            callback: Some(slowly),
+            for_event: 0,
+            for_callback: (&raw const slow).cast_mut().cast(),
+        };
+        context
+            .start("g1".into(), Call::List, how(7), Some(progress_to), None)
+            .unwrap();
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| context.wait().unwrap());
+            while !slow.begun.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            while !context.state().running.is_empty() {
+                context.state().hear();
+            }
+            assert_eq!(context.check(), None, "it overtook the progress");
+            assert!(
+                !is_readable(&context, Duration::ZERO),
+                "it would be polled in vain"
+            );
+            slow.go_on.store(true, Ordering::SeqCst);
+            assert_eq!(waiter.join().unwrap(), Some(complete(7, 0)));
+        });
+    }
+
+    #[test]
+    fn nothing_is_heard_of_a_call_after_its_end() {
+        let (_keep, context) = context(
+            r#"read order; echo '{"progress":["s",{"done":1,"total":2,"bytes":false}]}'
+               echo '{"done":"nothing"}'"#,
+        );
+        let progress_to = libxl_ext_asyncprogress_how {
+            callback: None,
+            for_event: 5,
+            for_callback: std::ptr::null_mut(),
+        };
+        let ended = context.call("g1".into(), Call::List, Some(progress_to));
+        assert_eq!(ended.unwrap().code, 0);
+        assert_eq!(context.check(), None);
     }
 }

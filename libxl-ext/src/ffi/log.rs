@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::port::libxl::Libxl;
 use crate::port::libxl_sys as sys;
 use std::ffi::CString;
+use std::io::Write;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 const UNKNOWN: u8 = 0;
@@ -21,8 +22,11 @@ static FIRST_WORD: AtomicU8 = AtomicU8::new(UNKNOWN);
 
 fn first_word_is_the_logger() -> bool {
     if FIRST_WORD.load(Ordering::Relaxed) == UNKNOWN {
-        let probe = Libxl::open_without_children();
-        let holds = probe.is_ok_and(|libxl| libxl.begins_with_its_logger());
+        // A failure says nothing; the next message tries again.
+        let Ok(probe) = Libxl::open_without_children() else {
+            return false;
+        };
+        let holds = probe.begins_with_its_logger();
         let found = if holds { HOLDS } else { DOES_NOT_HOLD };
         FIRST_WORD.store(found, Ordering::Relaxed);
     }
@@ -60,7 +64,8 @@ impl Log {
         for line in text.lines() {
             if self.0.is_null() {
                 if level >= sys::xentoollog_level_XTL_WARN {
-                    eprintln!("libxl-ext: {line}");
+                    // A full disk behind it is no reason to panic.
+                    let _ = writeln!(std::io::stderr(), "libxl-ext: {line}");
                 }
                 continue;
             }

@@ -32,7 +32,7 @@ use log::Log;
 use std::cell::RefCell;
 use std::ffi::c_int;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A ctx of the application. Only its address is known here, and it stays valid while a call of the
 /// application's runs, or until `libxl_ext_ctx_release`.
@@ -51,26 +51,50 @@ thread_local! {
 
 /// Runs the body of a C function: an error is logged and becomes its code, so does a panic.
 fn guard(ctx: Ctx, body: impl FnOnce() -> Result<c_int>) -> c_int {
-    let log = Log::of(ctx);
-    match no_panic(body) {
-        Ok(Ok(code)) => code,
-        Ok(Err(error)) => {
-            log.error(&error);
-            error.kind().libxl_code()
-        }
-        Err(panic) => {
-            let error = Error::new(ErrorKind::Toolstack, panic)
-                .while_doing("libxl-ext met a fault of its own; please report it");
-            log.error(&error);
-            sys::libxl_error_ERROR_FAIL
-        }
+    let _uncancelled = Uncancelled::begin();
+    let error = match no_panic(body) {
+        Ok(Ok(code)) => return code,
+        Ok(Err(error)) => error,
+        Err(panic) => Error::new(ErrorKind::Toolstack, panic)
+            .while_doing("libxl-ext met a fault of its own; please report it"),
+    };
+    // Nothing is left to be done about a log that panics.
+    let _ = no_panic(|| Log::of(ctx).error(&error));
+    error.kind().libxl_code()
+}
+
+/// As long as it lives the thread is not cancelled (`pthread_cancel`): that unwinds, which no Rust code
+/// may be met by.
+struct Uncancelled(c_int);
+
+unsafe extern "C" {
+    fn pthread_setcancelstate(state: c_int, before: *mut c_int) -> c_int;
+}
+
+/// glibc's and musl's value.
+const PTHREAD_CANCEL_DISABLE: c_int = 1;
+
+impl Uncancelled {
+    fn begin() -> Self {
+        let mut before = 0;
+        // SAFETY: the place for the former state is ours.
+        unsafe { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &raw mut before) };
+        Self(before)
+    }
+}
+
+impl Drop for Uncancelled {
+    fn drop(&mut self) {
+        // SAFETY: null says that the state is not of interest.
+        unsafe { pthread_setcancelstate(self.0, std::ptr::null_mut()) };
     }
 }
 
 /// Runs what may panic, and describes the panic.
 fn no_panic<T>(body: impl FnOnce() -> T) -> Result<T, String> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
+    // No `Once`: a fork could leave it locked.
+    static HOOKED: AtomicBool = AtomicBool::new(false);
+    if !HOOKED.swap(true, Ordering::Relaxed) {
         let others = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             let ours = PANIC.try_with(|text| match text.try_borrow_mut().as_deref_mut() {
@@ -84,7 +108,7 @@ fn no_panic<T>(body: impl FnOnce() -> T) -> Result<T, String> {
                 others(panic);
             }
         }));
-    });
+    }
     let outer = PANIC.replace(Some(String::new()));
     let result = catch_unwind(AssertUnwindSafe(body));
     let description = PANIC.replace(outer).unwrap_or_default();

@@ -93,12 +93,17 @@ pub(super) struct Ended {
 }
 
 /// Something that is due to be delivered to the application.
-pub(super) enum Due {
+pub(super) struct Due {
+    /// The number of the operation that it is about.
+    pub(super) operation: u64,
+    pub(super) what: What,
+}
+
+pub(super) enum What {
     /// A line for its log.
     Log(Level, String),
-    /// Progress of the operation of that number.
+    /// Progress.
     Progress {
-        operation: u64,
         to: libxl_ext_asyncprogress_how,
         step: String,
         progress: Progress,
@@ -111,7 +116,7 @@ pub(super) enum Due {
     },
 }
 
-impl Due {
+impl What {
     /// Whether delivering it means to return an event.
     pub(super) fn is_event(&self) -> bool {
         match self {
@@ -128,9 +133,7 @@ impl Due {
                 Log::of(ctx).write(level, &text);
                 None
             }
-            Self::Progress {
-                to, step, progress, ..
-            } => {
+            Self::Progress { to, step, progress } => {
                 let event = progress_event(&to, step, progress);
                 let Some(callback) = to.callback else {
                     return Some(event);
@@ -178,11 +181,11 @@ fn progress_event(to: &libxl_ext_asyncprogress_how, step: String, progress: Prog
 
 impl Ended {
     /// The end of an agent that did not say how it ended.
-    pub(super) fn unexplained() -> (Due, Self) {
+    pub(super) fn unexplained() -> (What, Self) {
         let text = "the process of the operation ended in the middle of it; \
                     the next call for this domain takes back what was begun";
         (
-            Due::Log(Level::Error, text.into()),
+            What::Log(Level::Error, text.into()),
             Self {
                 code: sys::libxl_error_ERROR_FAIL,
                 answer: None,
@@ -201,28 +204,19 @@ impl Ended {
 /// What a report means to the application.
 pub(super) enum Meaning {
     /// Something to deliver.
-    Due(Due),
+    Due(What),
     /// Something that nobody wants to hear.
     Nothing,
     /// The end, and a line for the log.
-    End(Option<Due>, Ended),
+    End(Option<What>, Ended),
 }
 
-/// Understands a report of the operation of that number.
-pub(super) fn meaning(
-    report: Report,
-    operation: u64,
-    progress_to: Option<libxl_ext_asyncprogress_how>,
-) -> Meaning {
+/// Understands a report.
+pub(super) fn meaning(report: Report, progress_to: Option<libxl_ext_asyncprogress_how>) -> Meaning {
     match report {
-        Report::Log(level, text) => Meaning::Due(Due::Log(level, text)),
+        Report::Log(level, text) => Meaning::Due(What::Log(level, text)),
         Report::Progress(step, progress) => match progress_to {
-            Some(to) => Meaning::Due(Due::Progress {
-                operation,
-                to,
-                step,
-                progress,
-            }),
+            Some(to) => Meaning::Due(What::Progress { to, step, progress }),
             None => Meaning::Nothing,
         },
         Report::Done(answer) => Meaning::End(
@@ -233,7 +227,7 @@ pub(super) fn meaning(
             },
         ),
         Report::Failed(code, text) => Meaning::End(
-            Some(Due::Log(Level::Error, text)),
+            Some(What::Log(Level::Error, text)),
             Ended {
                 // An agent that failed with success would be believed.
                 code: if code < 0 {

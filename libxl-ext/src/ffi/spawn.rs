@@ -5,11 +5,15 @@
 //! child: a process in between starts it and ends at once. That one is made by `clone` without an exit
 //! signal: it raises no SIGCHLD, and only a wait with `__WCLONE` finds it, which nobody else makes.
 //!
-//! Between `clone` and `execve` only system calls are made: another thread of the application may hold
-//! any lock, that of the allocator too.
+//! (An application that takes in orphans, as a subreaper or as process 1, finds the agent when it ends, as
+//! it finds the ones of everybody else.)
+//!
+//! Between `clone` and `execve` only functions are called that are allowed after a fork: another thread
+//! of the application may hold any lock, that of the allocator too.
 
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, Resource};
 use std::ffi::{CStr, c_char, c_int};
 use std::fs::File;
 use std::io::Read;
@@ -18,41 +22,43 @@ use std::{io, mem, ptr};
 
 /// Below this number the new process arranges its own files.
 const ABOVE_STANDARD: c_int = 10;
-/// Where the new process has the pipe that tells why it could not start; the socket is its input.
-const REASON: RawFd = 3;
+/// Where the agent before it is one has the pipe that tells why it could not start.
+const FAILING: RawFd = 3;
+/// How many descriptors are closed one by one, where they cannot be closed at once.
+const FILES_MAX: u64 = 1 << 16;
 /// The largest signal.
 const LAST_SIGNAL: c_int = 64;
 
 unsafe extern "C" {
-    static environ: *const *const c_char;
+    static mut environ: *mut *mut c_char;
 }
 
-/// Starts `program` with `socket` as its standard input, without arguments, in a session of its own.
+/// Starts `program` with `socket` as its standard input, without arguments, in a session of its own, and
+/// returns its process id.
 ///
 /// # Errors
 /// If there is no process to be had, or the program cannot be executed.
-pub(super) fn start(program: &CStr, socket: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) fn start(program: &CStr, socket: BorrowedFd<'_>) -> io::Result<Pid> {
     let socket = above_standard(socket)?;
     let nowhere = File::options().write(true).open("/dev/null")?;
     let nowhere = above_standard(nowhere.as_fd())?;
-    let (why, reason) = {
-        let (why, reason) = pipe_with(PipeFlags::CLOEXEC)?;
-        (why, above_standard(reason.as_fd())?)
-    };
+    let (found, finding) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     let arguments = [program.as_ptr(), ptr::null()];
     let plan = Start {
         program: program.as_ptr(),
         arguments: arguments.as_ptr(),
         // SAFETY: it is the C library's; whoever changes the environment while another thread starts a
         // program breaks that as well.
-        environment: unsafe { environ },
+        environment: unsafe { environ }.cast(),
         socket: socket.as_raw_fd(),
         nowhere: nowhere.as_raw_fd(),
-        reason: reason.as_raw_fd(),
+        finding: finding.as_raw_fd(),
+        files: rustix::process::getrlimit(Resource::Nofile).current,
     };
     let between = without_signals(|| {
+        let none: libc::c_long = 0;
         // SAFETY: without CLONE_VM this is a fork; the new process makes only system calls, and ends.
-        match unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) } {
+        match unsafe { libc::syscall(libc::SYS_clone, none, none, none, none, none) } {
             // SAFETY: it is the new process, and all that `plan` points to was copied with it.
             0 => unsafe { plan.go_between() },
             -1 => Err(io::Error::last_os_error()),
@@ -60,7 +66,6 @@ pub(super) fn start(program: &CStr, socket: BorrowedFd<'_>) -> io::Result<()> {
             pid => Ok(c_int::try_from(pid).unwrap_or(0)),
         }
     })?;
-    drop(reason);
     loop {
         // SAFETY: a null pointer for the status is allowed.
         let waited = unsafe { libc::waitpid(between, ptr::null_mut(), libc::__WCLONE) };
@@ -69,17 +74,33 @@ pub(super) fn start(program: &CStr, socket: BorrowedFd<'_>) -> io::Result<()> {
             break;
         }
     }
-    let mut code = [0; mem::size_of::<c_int>()];
-    match File::from(why).read_exact(&mut code) {
-        Ok(()) => Err(io::Error::from_raw_os_error(c_int::from_ne_bytes(code))),
-        // The pipe was closed by the start of the program.
-        Err(_) => Ok(()),
+    // It has written what it found before it ended. Nothing is waited for here: a process that another
+    // thread forked may hold the other end of the pipe for ever.
+    let mut code = [0; size_of::<c_int>()];
+    File::from(found).read_exact(&mut code)?;
+    match c_int::from_ne_bytes(code) {
+        error if error < 0 => Err(io::Error::from_raw_os_error(-error)),
+        pid => Pid::from_raw(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH)),
     }
 }
 
 /// A copy of a descriptor that the new process does not overwrite when it arranges its files.
 fn above_standard(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     rustix::io::fcntl_dupfd_cloexec(fd, ABOVE_STANDARD)
+}
+
+/// The same descriptor, above those that the application's libraries print to.
+///
+/// # Errors
+/// If there is no descriptor to be had.
+pub(super) fn off_standard(fd: OwnedFd) -> io::Result<OwnedFd> {
+    if fd.as_raw_fd() > libc::STDERR_FILENO {
+        return Ok(fd);
+    }
+    Ok(rustix::io::fcntl_dupfd_cloexec(
+        &fd,
+        libc::STDERR_FILENO + 1,
+    )?)
 }
 
 /// Blocks all signals for the time of a call: a handler of the application's must not run in a process
@@ -104,38 +125,72 @@ struct Start {
     environment: *const *const c_char,
     socket: RawFd,
     nowhere: RawFd,
-    reason: RawFd,
+    /// Where the process in between says what it found: a process id, or an error's negative number.
+    finding: RawFd,
+    /// How many files may be open, if that is known.
+    files: Option<u64>,
 }
 
 impl Start {
-    /// The process in between: starts the agent and ends.
+    /// The process in between: starts the agent, says what came of it, and ends.
     ///
     /// # Safety
     /// Only in a process that `clone` has just made.
     unsafe fn go_between(&self) -> ! {
-        // SAFETY: system calls only, as in `become_agent`.
+        // SAFETY: calls that are allowed after a fork, with memory of our own.
         unsafe {
             libc::setsid();
-            match libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) {
-                0 => self.become_agent(),
-                -1 => Self::fail(self.reason),
-                _ => libc::_exit(0),
+            // Made here, it has no copy in any process but the agent, which closes it when it starts.
+            let mut started = [0; 2];
+            if libc::pipe2(started.as_mut_ptr(), libc::O_CLOEXEC) != 0 {
+                self.end_with(-errno());
+            }
+            let none: libc::c_long = 0;
+            let signal = libc::c_long::from(libc::SIGCHLD);
+            let pid = match libc::syscall(libc::SYS_clone, signal, none, none, none, none) {
+                0 => self.become_agent(started[1]),
+                -1 => self.end_with(-errno()),
+                pid => pid,
+            };
+            libc::close(started[1]);
+            let mut code: c_int = 0;
+            let read = libc::read(started[0], (&raw mut code).cast(), size_of::<c_int>());
+            match read {
+                0 => self.end_with(c_int::try_from(pid).unwrap_or(0)),
+                _ => self.end_with(-code),
             }
         }
     }
 
-    /// The agent before it is one.
+    /// Says what was found, and ends.
     ///
     /// # Safety
     /// As for `go_between`.
-    unsafe fn become_agent(&self) -> ! {
-        // SAFETY: system calls with descriptors that were opened for this, and signal sets of our own.
+    unsafe fn end_with(&self, finding: c_int) -> ! {
+        // SAFETY: the buffer is as long as is said.
         unsafe {
+            libc::write(
+                self.finding,
+                (&raw const finding).cast(),
+                size_of::<c_int>(),
+            );
+            libc::_exit(0)
+        }
+    }
+
+    /// The agent before it is one. If it cannot become one, it writes the error's number to `failing`.
+    ///
+    /// # Safety
+    /// As for `go_between`.
+    unsafe fn become_agent(&self, failing: RawFd) -> ! {
+        // SAFETY: calls that are allowed after a fork, with descriptors that were opened for this, and
+        // signal sets of our own.
+        unsafe {
+            let failing = libc::fcntl(failing, libc::F_DUPFD_CLOEXEC, ABOVE_STANDARD);
             libc::dup2(self.socket, libc::STDIN_FILENO);
             libc::dup2(self.nowhere, libc::STDOUT_FILENO);
-            libc::dup3(self.reason, REASON, libc::O_CLOEXEC);
-            // What the application has open, and did not mark to be closed, is not for the agent.
-            libc::syscall(libc::SYS_close_range, REASON + 1, c_int::MAX, 0);
+            libc::dup3(failing, FAILING, libc::O_CLOEXEC);
+            self.close_from(FAILING + 1);
             // Ignored signals would stay ignored, in all programs that the agent starts.
             let mut default: libc::sigaction = mem::zeroed();
             default.sa_sigaction = libc::SIG_DFL;
@@ -146,22 +201,40 @@ impl Start {
             libc::sigemptyset(&raw mut none);
             libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
             libc::execve(self.program, self.arguments, self.environment);
-            Self::fail(REASON)
-        }
-    }
-
-    /// Tells the application the error of the last call, and ends.
-    ///
-    /// # Safety
-    /// As for `go_between`.
-    unsafe fn fail(reason: RawFd) -> ! {
-        // SAFETY: errno is this thread's; the buffer is as long as is said.
-        unsafe {
-            let code = *libc::__errno_location();
-            libc::write(reason, (&raw const code).cast(), mem::size_of::<c_int>());
+            let code = errno();
+            libc::write(FAILING, (&raw const code).cast(), size_of::<c_int>());
             libc::_exit(1)
         }
     }
+
+    /// Closes what the application has open and did not mark to be closed: it is not for the agent.
+    ///
+    /// # Safety
+    /// As for `go_between`.
+    unsafe fn close_from(&self, first: RawFd) {
+        let (first_fd, last, flags) = (
+            libc::c_long::from(first),
+            libc::c_long::from(c_int::MAX),
+            0 as libc::c_long,
+        );
+        // SAFETY: the descriptors are this process's own.
+        unsafe {
+            if libc::syscall(libc::SYS_close_range, first_fd, last, flags) == 0 {
+                return;
+            }
+            // Before Linux 5.9, or where a filter does not know the call.
+            let end = self.files.unwrap_or(FILES_MAX).min(FILES_MAX);
+            for fd in first..c_int::try_from(end).unwrap_or(c_int::MAX) {
+                libc::close(fd);
+            }
+        }
+    }
+}
+
+/// The number of the last error.
+fn errno() -> c_int {
+    // SAFETY: it is this thread's.
+    unsafe { *libc::__errno_location() }
 }
 
 #[cfg(test)]
@@ -173,18 +246,19 @@ mod tests {
     #[test]
     fn a_program_that_is_started_has_the_socket_and_is_no_child() {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
-        start(c"/bin/cat", theirs.as_fd()).unwrap();
+        let pid = start(c"/bin/cat", theirs.as_fd()).unwrap();
         drop(theirs);
-        // cat's output is nowhere; so what tells that it runs is that it holds the other end.
+        // Its output is nowhere; what tells that it runs is that it holds the other end.
         ours.write_all(b"x").unwrap();
-        let mut status = 0;
-        // SAFETY: the status is ours.
-        let waited = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG | libc::__WALL) };
-        assert!(
-            waited <= 0 || status != 0,
-            "the process {waited} is a child of this one"
-        );
-        drop(ours);
+        let name = std::fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero()));
+        assert_eq!(name.unwrap().trim(), "cat");
+        // SAFETY: a null pointer for the status is allowed.
+        let waited = unsafe {
+            let all = libc::WNOHANG | libc::__WALL;
+            libc::waitpid(pid.as_raw_nonzero().get(), ptr::null_mut(), all)
+        };
+        let error = io::Error::last_os_error().raw_os_error();
+        assert_eq!((waited, error), (-1, Some(libc::ECHILD)));
     }
 
     #[test]

@@ -62,13 +62,18 @@ pub(super) fn run(mut command: Command, death: Death, what: &str) -> Result<Vec<
         .stdin(Stdio::null())
         .stdout(output.try_clone().map_err(failed)?)
         .stderr(complaint.try_clone().map_err(failed)?);
-    if death == Death::WithUs {
-        // SAFETY: between fork and exec only one system call is made, which allocates nothing.
-        unsafe {
-            command.pre_exec(|| {
+    // SAFETY: between fork and exec only one system call is made, which allocates nothing.
+    unsafe {
+        command.pre_exec(move || match death {
+            Death::WithUs => {
                 set_parent_process_death_signal(Some(Signal::KILL)).map_err(std::io::Error::from)
-            });
-        }
+            }
+            // A service that is stopped signals all its processes. What comes of this one we decide.
+            Death::OnItsOwn => match libc::signal(libc::SIGTERM, libc::SIG_IGN) {
+                libc::SIG_ERR => Err(std::io::Error::last_os_error()),
+                _ => Ok(()),
+            },
+        });
     }
     tracing::debug!("run {command:?}");
     let status = command.status().map_err(failed)?;
