@@ -3,7 +3,7 @@
 set -eu
 
 packages='
-gcc libc6-dev make pkg-config
+gcc g++ libc6-dev make pkg-config valgrind
 libxen-dev libclang-dev
 qemu-utils
 dpkg-dev python3

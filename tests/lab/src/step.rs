@@ -57,6 +57,24 @@ impl Context {
         }
     }
 
+    /// A program that uses the product, as `tests/abi/consumers.mk` builds it into the directory `consumers` beside
+    /// the staging directory.
+    ///
+    /// # Errors
+    /// When the product is not installed, or the program was not built.
+    pub fn consumer(&self, name: &str) -> Result<PathBuf> {
+        self.needs_product()?;
+        let stage = self.stage.as_deref().unwrap_or(Path::new(""));
+        let program = stage.with_file_name("consumers").join(name);
+        if !program.is_file() {
+            bail!(
+                "{} is not there; `make consumers` builds it",
+                program.display()
+            );
+        }
+        Ok(program)
+    }
+
     /// Skips the step unless expensive ones were asked for.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! The steps, one file per feature. `tests/lab/README.md` tells how to add one.
 
+mod capi;
 mod guests;
 mod power;
 mod save;
@@ -20,6 +21,7 @@ pub fn all() -> impl Iterator<Item = &'static Step> {
         snapshot::STEPS,
         snapshot_refused::STEPS,
         snapshot_faults::STEPS,
+        capi::STEPS,
         snapshot_power::STEPS,
         power::STEPS,
     ]

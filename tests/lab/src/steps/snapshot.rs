@@ -39,11 +39,11 @@ pub(super) const STEPS: &[Step] = &[
     },
 ];
 
-const DISKS: [&str; 2] = ["xvda", "xvdb"];
+pub(super) const DISKS: [&str; 2] = ["xvda", "xvdb"];
 
 /// What a guest holds in memory and on its disks, as a test can compare it.
 #[derive(Debug, PartialEq, Eq)]
-struct State {
+pub(super) struct State {
     life: String,
     word: String,
     sums: Vec<String>,
@@ -51,20 +51,20 @@ struct State {
 
 impl State {
     /// Gives the guest a state that is told apart by `word`.
-    fn set(guest: &Guest<'_>, word: &str) -> Result<Self> {
+    pub(super) fn set(guest: &Guest<'_>, word: &str) -> Result<Self> {
         Self::change(guest, word)?;
         Self::read(guest)
     }
 
     /// The same for a state that is not compared later.
-    fn change(guest: &Guest<'_>, word: &str) -> Result<()> {
+    pub(super) fn change(guest: &Guest<'_>, word: &str) -> Result<()> {
         guest.set_memory("word", word)?;
         DISKS
             .iter()
             .try_for_each(|vdev| guest.write(vdev, 2, 1, &format!("{word}-{vdev}")))
     }
 
-    fn read(guest: &Guest<'_>) -> Result<Self> {
+    pub(super) fn read(guest: &Guest<'_>) -> Result<Self> {
         Ok(Self {
             life: guest.life_id()?,
             word: guest.get_memory("word")?,
@@ -76,7 +76,7 @@ impl State {
     }
 }
 
-fn two_disks<'lab>(lab: &'lab Lab, name: &str) -> Result<(Guest<'lab>, Product<'lab>)> {
+pub(super) fn two_disks<'lab>(lab: &'lab Lab, name: &str) -> Result<(Guest<'lab>, Product<'lab>)> {
     let guest = Guest::create(lab, &GuestSpec::pv(name).disks(&[32, 32]))?;
     let product = Product::of(lab, &guest);
     Ok((guest, product))
