@@ -60,12 +60,21 @@ pub struct Target {
     pub view: Option<DomainView>,
 }
 
-/// Finds the domain that `spec` means: a domid or a name, as `xl` takes them; a name may also be that
-/// of a domain that is not running, if snapshots of it are kept.
+/// What a user may name a domain by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Naming {
+    /// As xl does it: digits are a domid, also where a domain is so named.
+    DomidOrName,
+    /// By its name, which may be digits.
+    Name,
+}
+
+/// Finds the domain that `spec` means. A name may also be that of a domain that is not running, if
+/// snapshots of it are kept.
 ///
 /// # Errors
 /// [`ErrorKind::NoSuchDomain`]; [`ErrorKind::DomainState`] for domain 0.
-pub fn resolve(ports: &Ports, store: &Store, spec: &str) -> Result<Target> {
+pub fn resolve(ports: &Ports, store: &Store, spec: &str, naming: Naming) -> Result<Target> {
     let unknown = || {
         Error::new(
             ErrorKind::NoSuchDomain,
@@ -73,10 +82,13 @@ pub fn resolve(ports: &Ports, store: &Store, spec: &str) -> Result<Target> {
         )
         .hint("`xl list` shows the domains that are running")
     };
-    // As xl does it: digits are a domid, also where a domain is so named.
-    let domid = match spec.parse::<u32>() {
-        Ok(domid) => Some(domid),
-        Err(_) => ports.toolstack.domid_of(spec)?,
+    let number = spec
+        .parse::<u32>()
+        .ok()
+        .filter(|_| naming == Naming::DomidOrName);
+    let domid = match number {
+        Some(domid) => Some(domid),
+        None => ports.toolstack.domid_of(spec)?,
     };
     if domid == Some(0) {
         return Err(Error::new(

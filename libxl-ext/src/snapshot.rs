@@ -7,8 +7,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
 use crate::exec::{self, Outcome, Recovered};
 use crate::memory;
+use crate::model::domain::Keeper;
 use crate::model::record::{DomainRecord, SnapshotRecord};
-use crate::observe::{Target, observe, resolve};
+use crate::observe::{Naming, Target, observe, resolve};
 use crate::plan::{self, Fresh, Plan, Request};
 use crate::port::Ports;
 use crate::store::{DEFAULT_ROOT, DomainLock, LockWait, Store};
@@ -19,6 +20,8 @@ use std::path::{Path, PathBuf};
 pub struct Host {
     ports: Ports,
     store: Store,
+    keeper: Keeper,
+    naming: Naming,
 }
 
 /// What an operation did.
@@ -43,7 +46,20 @@ impl Host {
 
     /// A host with the given ports and store.
     pub fn new(ports: Ports, store: Store) -> Self {
-        Self { ports, store }
+        Self {
+            ports,
+            store,
+            keeper: Keeper::Xl,
+            naming: Naming::DomidOrName,
+        }
+    }
+
+    /// For a toolstack: domains are named by name only, and the restored ones are its own to keep.
+    #[must_use]
+    pub fn for_toolstack(mut self) -> Self {
+        self.keeper = Keeper::Caller;
+        self.naming = Naming::Name;
+        self
     }
 
     /// Keeps snapshots below another directory.
@@ -94,13 +110,14 @@ impl Host {
         request: &Request,
         observer: &dyn Observer,
     ) -> Result<(Target, DomainLock, Plan)> {
-        let named = resolve(&self.ports, &self.store, domain)?;
+        let named = resolve(&self.ports, &self.store, domain, self.naming)?;
         let lock = named.store.lock(LockWait::No)?;
         self.recover_locked(&named, &lock, observer)?;
         // Whoever held the lock before, and recovery too, may have given the domain another domid.
         let target = named.look_again(&self.ports)?;
         let inventory = observe(&self.ports, &target)?;
-        let plan = request.plan(&inventory, &Fresh::now())?;
+        let mut plan = request.plan(&inventory, &Fresh::now())?;
+        plan.keeper = self.keeper;
         plan::check(&plan, &inventory)?;
         Ok((target, lock, plan))
     }
@@ -110,7 +127,7 @@ impl Host {
     /// # Errors
     /// [`ErrorKind::NoSuchDomain`], or what the store reports.
     pub fn snapshots(&self, domain: &str, observer: &dyn Observer) -> Result<DomainRecord> {
-        let target = resolve(&self.ports, &self.store, domain)?;
+        let target = resolve(&self.ports, &self.store, domain, self.naming)?;
         self.recover(&target, observer)?;
         target.store.load()
     }
@@ -126,7 +143,7 @@ impl Host {
         to: &Path,
         observer: &dyn Observer,
     ) -> Result<()> {
-        let target = resolve(&self.ports, &self.store, domain)?;
+        let target = resolve(&self.ports, &self.store, domain, self.naming)?;
         self.recover(&target, observer)?;
         let record = target.store.load()?;
         let snapshot = record.find(name)?;

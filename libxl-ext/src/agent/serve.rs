@@ -175,11 +175,11 @@ fn carry_out(
     let request = request(&order.call)?;
     let root = order.store.clone();
     let root = root.unwrap_or_else(|| PathBuf::from(DEFAULT_ROOT));
-    let host = Host::new(connect()?, Store::new(root));
+    let host = Host::new(connect()?, Store::new(root)).for_toolstack();
     let Some(request) = request else {
         let record = host.snapshots(&order.domain, watcher)?;
         let all = record.snapshots.iter();
-        let all = all.map(|one| host.domain_snapshot(&order.domain, one));
+        let all = all.map(|one| host.domain_snapshot(&record.domain, one));
         return Ok(Answer::Snapshots(all.collect()));
     };
     let done = host.execute(&order.domain, &request, watcher)?;
@@ -190,7 +190,7 @@ fn carry_out(
         return Ok(Answer::Nothing);
     }
     let record = done.record.find(&done.plan.snapshot)?;
-    let snapshot = host.domain_snapshot(&order.domain, record);
+    let snapshot = host.domain_snapshot(&done.record.domain, record);
     Ok(Answer::Created(Box::new(snapshot)))
 }
 

@@ -5,7 +5,6 @@
 use libxl_ext::agent::serve::{Line, serve};
 use libxl_ext::agent::{log, protocol};
 use libxl_ext::port::Ports;
-use libxl_ext::port::restore::CreateRestore;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -37,12 +36,7 @@ fn main() -> ExitCode {
         // A daemon's service that is stopped ends its agents too. Only an unknown signal number fails.
         let _ = signal_hook::flag::register(signal, Arc::clone(&stop));
     }
-    serve(reader, &line, stop, || {
-        Ok(Ports {
-            restorer: Box::new(CreateRestore::open()?),
-            ..Ports::connect()?
-        })
-    });
+    serve(reader, &line, stop, Ports::connect);
     line.close();
     ExitCode::SUCCESS
 }

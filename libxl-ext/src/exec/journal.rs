@@ -156,6 +156,7 @@ fn replay(bytes: &[u8], path: &Path) -> Result<(Progress, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::domain::Keeper;
     use crate::plan::{Cost, Operation, Step};
     use crate::store::Store;
     use uuid::Uuid;
@@ -166,6 +167,7 @@ mod tests {
             operation: Operation::SnapshotDelete,
             domain: "g".into(),
             snapshot: "s".into(),
+            keeper: Keeper::Xl,
             steps: vec![Step::Announce],
             cost: Cost::default(),
             notes: Vec::new(),

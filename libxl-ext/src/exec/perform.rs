@@ -284,7 +284,7 @@ impl Performer<'_> {
         }
         self.ports
             .restorer
-            .restore_paused(&self.store.memory_path(id))?;
+            .restore_paused(&self.store.memory_path(id), self.plan.keeper)?;
         match self.find_by_uuid(uuid)? {
             Some(view) if view.state == DomainState::Paused => Ok(()),
             Some(view) => Err(Error::new(

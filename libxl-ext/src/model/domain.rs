@@ -84,3 +84,14 @@ pub struct DomainLife {
     /// The UUID (`handle` for the hypervisor), kept over save and restore.
     pub uuid: Uuid,
 }
+
+/// Who acts on what a restored guest does later: reboot, poweroff, crash.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Keeper {
+    /// A process of xl's, which `xl restore` leaves behind, does as the domain's `on_*` say.
+    #[default]
+    Xl,
+    /// The toolstack that called, as for every domain that it created through libxl.
+    Caller,
+}

@@ -21,6 +21,7 @@ pub use revert::{RevertRequest, revert};
 pub use step::{Step, StoreChange};
 
 use crate::error::Result;
+use crate::model::domain::Keeper;
 use crate::model::name::SnapshotId;
 use crate::observe::Inventory;
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,8 @@ pub struct Plan {
     pub domain: String,
     /// Name of the snapshot.
     pub snapshot: String,
+    /// Who is to act on what the domain does if it is restored, also by whoever recovers.
+    pub keeper: Keeper,
     /// The steps, in order.
     pub steps: Vec<Step>,
     /// What it will cost.
@@ -138,6 +141,7 @@ impl Plan {
             operation,
             domain: inventory.domain.clone(),
             snapshot: snapshot.to_owned(),
+            keeper: Keeper::default(),
             steps: Vec::new(),
             cost: Cost {
                 room_free: inventory.free_bytes,

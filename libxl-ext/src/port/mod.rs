@@ -23,12 +23,12 @@ pub mod restore;
 mod subprocess;
 pub mod xenctrl;
 pub mod xenstore;
-pub mod xl;
+mod xl;
 
 use crate::error::Result;
 use crate::event::Observer;
 use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, Stamp};
-use crate::model::domain::{DomainLife, DomainState, GuestType};
+use crate::model::domain::{DomainLife, DomainState, GuestType, Keeper};
 use crate::model::process::ProcessId;
 use serde_json::Value;
 use std::os::fd::BorrowedFd;
@@ -210,11 +210,11 @@ pub trait Monitors {
 
 /// Whoever makes a domain out of a memory image.
 pub trait Restorer {
-    /// Restores the domain and leaves it paused: it has not run yet.
+    /// Restores the domain and leaves it paused: it has not run yet. `keeper` acts on what it does later.
     ///
     /// # Errors
     /// If the restore fails; a half-built domain may be left.
-    fn restore_paused(&self, image: &Path) -> Result<()>;
+    fn restore_paused(&self, image: &Path, keeper: Keeper) -> Result<()>;
 }
 
 /// The runtime state that other tools can watch, below `/libxl/<domid>/ext`.
@@ -244,7 +244,7 @@ pub struct Ports {
     pub images: Box<dyn Images>,
     /// xl's monitors.
     pub monitors: Box<dyn Monitors>,
-    /// `xl restore`.
+    /// `xl restore`, or libxl.
     pub restorer: Box<dyn Restorer>,
     /// xenstore.
     pub board: Box<dyn NoticeBoard>,
@@ -262,7 +262,7 @@ impl Ports {
             block: Box::new(qmp::QemuMonitors),
             images: Box::new(qemu_img::QemuImg),
             monitors: Box::new(monitor::XlMonitors),
-            restorer: Box::new(xl::Xl),
+            restorer: Box::new(restore::Restore),
             board: Box::new(xenstore::Xenstore),
         })
     }

@@ -2,6 +2,7 @@
 //! every call: the guest is as before or as after, never between, nothing is left over, and the command
 //! can be given again.
 
+mod toolstack;
 mod world;
 
 use crate::error::{ErrorKind, Result};

@@ -4,7 +4,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
 use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, InternalSnapshot, Stamp};
-use crate::model::domain::{DomainLife, DomainState, GuestType};
+use crate::model::domain::{DomainLife, DomainState, GuestType, Keeper};
 use crate::model::process::ProcessId;
 use crate::port::{
     BlockLayer, BlockNode, Configuration, DomainView, Hypervisor, Images, Monitors, NoticeBoard,
@@ -74,6 +74,8 @@ pub(super) struct Image {
 pub(super) struct World {
     pub(super) domains: BTreeMap<u32, Domain>,
     pub(super) images: BTreeMap<PathBuf, Image>,
+    /// Who was to keep the domains that were restored, in their order.
+    pub(super) restored_for: Vec<Keeper>,
     next_domid: u32,
     clock: i64,
     calls: usize,
@@ -269,9 +271,9 @@ impl Hypervisor for Shared {
 
 impl Toolstack for Shared {
     fn domid_of(&self, name: &str) -> Result<Option<u32>> {
-        assert_eq!(name, NAME);
         self.call(|world| {
-            let named = world.domains.iter().find(|(_, domain)| !domain.gutted);
+            let mut domains = world.domains.iter();
+            let named = domains.find(|(_, domain)| !domain.gutted && name == NAME);
             Ok(named.map(|(domid, _)| *domid))
         })
     }
@@ -455,10 +457,11 @@ impl Images for Shared {
 }
 
 impl Restorer for Shared {
-    fn restore_paused(&self, image: &Path) -> Result<()> {
+    fn restore_paused(&self, image: &Path, keeper: Keeper) -> Result<()> {
         let bytes = std::fs::read(image).map_err(|error| Error::io("restore", error))?;
         self.call(|world| {
             assert!(world.domains.is_empty(), "restored beside another domain");
+            world.restored_for.push(keeper);
             // Header of 48 bytes, length, configuration, NUL, memory.
             let end = bytes[52..].iter().position(|byte| *byte == 0).unwrap() + 52;
             let config: serde_json::Value = serde_json::from_slice(&bytes[52..end]).unwrap();
