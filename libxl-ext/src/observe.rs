@@ -49,6 +49,15 @@ pub struct LiveDomain {
     pub disks: Vec<DeviceDisk>,
 }
 
+impl LiveDomain {
+    /// Whether it has a QEMU for its disks.
+    pub fn has_qemu(&self) -> bool {
+        self.disks
+            .iter()
+            .any(|disk| disk.backend.as_deref() == Some("qdisk"))
+    }
+}
+
 /// A domain that a user named.
 #[derive(Clone, Debug)]
 pub struct Target {
@@ -150,17 +159,11 @@ pub fn observe(ports: &Ports, target: &Target) -> Result<Inventory> {
         .transpose()?;
     let mut images = BTreeMap::new();
     let mut unreadable = BTreeMap::new();
-    if let Some(live) = &live {
-        // The domain's QEMU knows best what is in the images that it has open.
-        if live
-            .disks
-            .iter()
-            .any(|disk| disk.backend.as_deref() == Some("qdisk"))
-        {
-            for node in ports.block.nodes(live.life)? {
-                if node.driver == ImageFormat::Qcow2.driver() {
-                    images.insert(node.image.into_path_buf(), Some(node.facts));
-                }
+    // The domain's QEMU knows best what is in the images that it has open.
+    if let Some(live) = live.as_ref().filter(|live| live.has_qemu()) {
+        for node in ports.block.nodes(live.life)? {
+            if node.driver == ImageFormat::Qcow2.driver() {
+                images.insert(node.image.into_path_buf(), Some(node.facts));
             }
         }
     }

@@ -74,7 +74,8 @@ impl Host {
     /// # Errors
     /// The refusals of the planner ([`plan::create`], [`plan::revert`], [`plan::delete`]). A failure while
     /// it is carried out leaves everything as it was; only a deletion that fails in the middle is finished
-    /// by the next one.
+    /// by the next one, and a domain whose memory was given up ([`plan::RevertRequest::force`]) stays
+    /// destroyed.
     pub fn execute(
         &self,
         domain: &str,

@@ -3,6 +3,7 @@
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use libxl_ext::model::domain::GuestState;
 use libxl_ext::model::name::SnapshotName;
+use libxl_ext::plan::DeleteScope;
 use libxl_ext::store::DEFAULT_ROOT;
 use std::path::PathBuf;
 
@@ -37,7 +38,7 @@ pub(crate) enum Command {
     SnapshotInfo(Info),
     /// Bring a domain's memory and disks back to a snapshot.
     SnapshotRevert(Revert),
-    /// Delete a snapshot; its children are kept.
+    /// Delete a snapshot, with or without those below it.
     SnapshotDelete(Delete),
     /// Copy a snapshot's memory image to a new file that stock `xl restore` takes.
     SnapshotExportMemory(ExportMemory),
@@ -89,6 +90,9 @@ pub(crate) struct Revert {
     /// Leave the guest paused afterwards.
     #[arg(long)]
     paused: bool,
+    /// Revert even though the present state is lost by it.
+    #[arg(long)]
+    pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) output: Output,
     /// The domain.
@@ -109,13 +113,31 @@ impl Revert {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("scope").args(["children", "children_only"]))]
 pub(crate) struct Delete {
+    /// Delete every snapshot below it too.
+    #[arg(long)]
+    children: bool,
+    /// Delete every snapshot below it, and keep it.
+    #[arg(long)]
+    children_only: bool,
     #[command(flatten)]
     pub(crate) output: Output,
     /// The domain.
     pub(crate) domain: String,
     /// The snapshot.
     pub(crate) name: String,
+}
+
+impl Delete {
+    /// Which part of the tree goes.
+    pub(crate) fn scope(&self) -> DeleteScope {
+        match (self.children, self.children_only) {
+            (true, _) => DeleteScope::WithChildren,
+            (_, true) => DeleteScope::ChildrenOnly,
+            _ => DeleteScope::Only,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -167,11 +189,42 @@ mod tests {
     }
 
     #[test]
+    fn without_a_word_on_children_or_force_nothing_more_is_lost() {
+        let scope = |words: &[&str]| {
+            let words = ["xl-ext", "snapshot-delete", "g1", "a"].iter().chain(words);
+            match Arguments::try_parse_from(words).unwrap().command {
+                Command::SnapshotDelete(delete) => delete.scope(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(scope(&[]), DeleteScope::Only);
+        assert_eq!(scope(&["--children"]), DeleteScope::WithChildren);
+        assert_eq!(scope(&["--children-only"]), DeleteScope::ChildrenOnly);
+        let force = |words: &[&str]| {
+            let words = ["xl-ext", "snapshot-revert", "g1", "a"].iter().chain(words);
+            match Arguments::try_parse_from(words).unwrap().command {
+                Command::SnapshotRevert(revert) => revert.force,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(!force(&["--paused"]));
+        assert!(force(&["--paused", "--force"]));
+    }
+
+    #[test]
     fn a_bad_name_and_two_states_are_usage_errors() {
         for words in [
             &["snapshot-create", "-n", "../x", "g1"][..],
             &["snapshot-create", "-n", "", "g1"],
             &["snapshot-revert", "--running", "--paused", "g1", "a"],
+            &[
+                "snapshot-delete",
+                "--children",
+                "--children-only",
+                "g1",
+                "a",
+            ],
+            &["snapshot-delete", "--force", "g1", "a"],
             &["snapshot-list", "--tree", "--json", "g1"],
             &["snapshot-revert", "g1"],
             &[],

@@ -242,7 +242,7 @@ mod tests {
                 disks: Vec::new(),
             });
         }
-        domain.mark_deleting(domain.snapshots[1].id);
+        domain.mark_deleting(&[domain.snapshots[1].id]);
         domain.current = Some(domain.snapshots[0].id);
         domain
     }

@@ -4,7 +4,7 @@ use super::protocol::{ABORT, Answer, Call, LINE_MAX, Level, Order, Report, VERSI
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Observer, Progress};
 use crate::model::name::SnapshotName;
-use crate::plan::{CreateRequest, DeleteRequest, Request, RevertRequest};
+use crate::plan::{CreateRequest, DeleteRequest, DeleteScope, Request, RevertRequest};
 use crate::port::Ports;
 use crate::snapshot::Host;
 use crate::store::{DEFAULT_ROOT, Store};
@@ -194,14 +194,6 @@ fn carry_out(
     Ok(Answer::Created(Box::new(snapshot)))
 }
 
-fn later(wanted: bool, flag: &str) -> Result<()> {
-    if wanted {
-        let why = format!("the flag {flag} is not implemented yet");
-        return Err(Error::new(ErrorKind::Unsupported, why));
-    }
-    Ok(())
-}
-
 /// The request that a call stands for; none where it only looks.
 fn request(call: &Call) -> Result<Option<Request>> {
     Ok(match call.clone() {
@@ -210,12 +202,15 @@ fn request(call: &Call) -> Result<Option<Request>> {
             description,
         })),
         Call::Revert { name, state, force } => {
-            later(force, "FORCE")?;
-            Some(Request::Revert(RevertRequest { name, state }))
+            Some(Request::Revert(RevertRequest { name, state, force }))
         }
         Call::Delete { name, children } => {
-            later(children, "CHILDREN")?;
-            Some(Request::Delete(DeleteRequest { name }))
+            let scope = if children {
+                DeleteScope::WithChildren
+            } else {
+                DeleteScope::Only
+            };
+            Some(Request::Delete(DeleteRequest { name, scope }))
         }
         Call::List => None,
     })

@@ -4,7 +4,7 @@ use super::journal::Journal;
 use super::perform::{Measured, Performer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
-use crate::plan::{Operation, Plan, Step};
+use crate::plan::{Memory, Operation, Plan};
 use crate::port::Ports;
 use crate::store::{DomainLock, DomainStore};
 use std::cell::Cell;
@@ -40,10 +40,10 @@ pub fn run(
         images_are_ours: Cell::new(false),
     };
     let mut measured = Measured::default();
-    let no_return = plan.point_of_no_return();
+    let (no_loss, no_return) = (plan.point_of_no_loss(), plan.point_of_no_return());
     for (at, step) in plan.steps.iter().enumerate() {
         performer.post_progress(at);
-        let result = abort_wanted(observer, at <= no_return)
+        let result = abort_wanted(observer, at <= no_loss)
             .and_then(|()| journal.begin(at))
             .and_then(|()| performer.perform(step, &mut measured))
             .and_then(|()| journal.done(at));
@@ -97,7 +97,7 @@ fn give_up(
             plan.operation.as_str(),
             plan.snapshot,
             plan.domain,
-            aftermath(plan, at)
+            aftermath(&performer, at)
         )),
         Err(undo) => Error::new(
             ErrorKind::NeedsRepair,
@@ -114,15 +114,11 @@ fn give_up(
 }
 
 /// What was brought about by taking everything back, if the step `at` had begun.
-fn aftermath(plan: &Plan, at: usize) -> &'static str {
-    let destroyed = plan.steps[..=at].iter().find_map(|step| match step {
-        Step::Destroy { fallback, .. } => Some(fallback.is_some()),
-        _ => None,
-    });
-    match destroyed {
-        None => "are as they were",
-        Some(true) => "are as they were, under a new domid",
-        Some(false) => "are as they were, but that the domain, which had ended, is destroyed",
+fn aftermath(performer: &Performer<'_>, at: usize) -> String {
+    match performer.destroyed(at).map(Memory::loss) {
+        None => "are as they were".to_owned(),
+        Some(None) => "are as they were, under a new domid".to_owned(),
+        Some(Some(loss)) => format!("are as they were, but that {loss}"),
     }
 }
 
@@ -141,8 +137,10 @@ fn finish_later(
         }
         return Err(error
             .while_doing(format!(
-                "snapshot '{}' of domain '{}' is deleted only in part",
-                plan.snapshot, plan.domain
+                "{} of '{}', domain '{}', is done only in part",
+                plan.operation.as_str(),
+                plan.snapshot,
+                plan.domain
             ))
             .hint("give the command again when the cause is removed"));
     }

@@ -8,7 +8,7 @@ use crate::model::disk::{DiskTarget, Stamp};
 use crate::model::domain::{DomainLife, DomainState, GuestState};
 use crate::model::name::SnapshotId;
 use crate::model::record::{DomainRecord, MemoryProof, SnapshotRecord};
-use crate::plan::{Plan, Step, StoreChange};
+use crate::plan::{Memory, Plan, Step, StoreChange};
 use crate::port::{DomainView, Ports};
 use crate::store::DomainStore;
 use std::cell::Cell;
@@ -81,7 +81,19 @@ impl Performer<'_> {
             Step::Destroy { life, .. } => self.destroy(*life),
             Step::ApplyImages { id, disks, .. } => self.apply_images(*id, disks),
             Step::Restore { id, uuid } => self.restore(*id, *uuid),
-            Step::BringBack { id, life, disks } => self.bring_back(*id, *life, disks),
+            Step::BringBack {
+                id,
+                life,
+                has_qemu,
+                disks,
+                others,
+            } => {
+                if self.is_intact(*life, *has_qemu)? {
+                    return Ok(());
+                }
+                self.bring_back(*id, *life, disks, others)
+            }
+            Step::DestroyRest { life, has_qemu } => self.destroy_rest(*life, *has_qemu),
             Step::HoldMonitor { process } => self.ports.monitors.hold(*process),
             Step::ReleaseMonitor { process } => self.ports.monitors.release(*process),
             Step::DestroyRestored { uuid } => self.destroy_restored(*uuid),
@@ -301,10 +313,15 @@ impl Performer<'_> {
         }
     }
 
-    fn bring_back(&self, id: SnapshotId, life: DomainLife, disks: &[DiskTarget]) -> Result<()> {
-        if self.is_intact(life, disks)? {
-            return Ok(());
-        }
+    fn bring_back(
+        &self,
+        id: SnapshotId,
+        life: DomainLife,
+        disks: &[DiskTarget],
+        others: &[Box<Path>],
+    ) -> Result<()> {
+        // Before a QEMU that is ended below flushes them.
+        self.refuse_if_written_since(others.iter())?;
         // The rest of a destruction that was interrupted, and what an earlier attempt left half-built:
         // both have the images open.
         self.destroy(life)?;
@@ -313,14 +330,36 @@ impl Performer<'_> {
         self.restore(id, life.uuid)
     }
 
+    fn destroy_rest(&self, life: DomainLife, has_qemu: bool) -> Result<()> {
+        // A domain that was renamed in the meantime is somebody's, whatever else is the matter with it.
+        let name = self.ports.toolstack.name_of(life.domid)?;
+        let is_renamed = name.is_some_and(|name| name != self.plan.domain);
+        if is_renamed || self.is_intact(life, has_qemu)? {
+            return Ok(());
+        }
+        self.destroy(life)
+    }
+
+    /// What became of the memory of a domain that a step up to and including `last` destroyed.
+    pub(super) fn destroyed(&self, last: usize) -> Option<&Memory> {
+        let (life, memory) = self.plan.steps[..=last]
+            .iter()
+            .find_map(|step| match step {
+                Step::Destroy { life, memory, .. } => Some((*life, memory)),
+                _ => None,
+            })?;
+        let is_there = self.look(life).is_ok_and(|view| view.is_some());
+        (!is_there).then_some(memory)
+    }
+
     /// Whether nobody has begun to destroy the domain: libxl ends its QEMU and takes its name before the
     /// hypervisor ends the domain.
-    fn is_intact(&self, life: DomainLife, disks: &[DiskTarget]) -> Result<bool> {
+    fn is_intact(&self, life: DomainLife, has_qemu: bool) -> Result<bool> {
         let alive = self
             .look(life)?
             .is_some_and(|view| view.state != DomainState::Dying);
         let named = self.ports.toolstack.domid_of(&self.plan.domain)? == Some(life.domid);
-        Ok(alive && named && (disks.is_empty() || self.ports.block.nodes(life).is_ok()))
+        Ok(alive && named && (!has_qemu || self.ports.block.nodes(life).is_ok()))
     }
 
     /// A restored domain is paused until it is started, so one that is not paused is somebody else's.
@@ -348,26 +387,37 @@ impl Performer<'_> {
     /// After a kill: a memory image fits the disks as they were left. If somebody used them since, it does
     /// not. Our own domain is gone by the time that images are set back.
     fn refuse_if_used_since(&self, disks: &[DiskTarget]) -> Result<()> {
-        let Some(killed_at) = self.killed_at.filter(|_| !self.images_are_ours.get()) else {
+        if self.killed_at.is_none() || self.images_are_ours.get() {
             return Ok(());
-        };
+        }
         if let Some(view) = self.find_by_name()? {
             return Err(self.usurped(view));
         }
-        for disk in disks {
-            let written = std::fs::metadata(&disk.image).and_then(|image| image.modified());
+        self.refuse_if_written_since(disks.iter().map(|disk| &disk.image))?;
+        self.images_are_ours.set(true);
+        Ok(())
+    }
+
+    fn refuse_if_written_since<'a>(
+        &self,
+        images: impl Iterator<Item = &'a Box<Path>>,
+    ) -> Result<()> {
+        let Some(killed_at) = self.killed_at else {
+            return Ok(());
+        };
+        for image in images {
+            let written = std::fs::metadata(image).and_then(|image| image.modified());
             if written.is_ok_and(|time| time > killed_at + LAST_WRITES) {
                 return Err(Error::new(
                     ErrorKind::NeedsRepair,
                     format!(
                         "{} was written to after the operation had been interrupted",
-                        disk.image.display()
+                        image.display()
                     ),
                 )
                 .hint(self.ways_out()));
             }
         }
-        self.images_are_ours.set(true);
         Ok(())
     }
 
@@ -455,7 +505,7 @@ fn apply(record: &mut DomainRecord, change: &StoreChange, measured: &Measured) {
             record.add(new);
         }
         StoreChange::SetCurrent { id } => record.current = Some(*id),
-        StoreChange::MarkDeleting { id } => record.mark_deleting(*id),
-        StoreChange::Remove { id } => record.remove(*id),
+        StoreChange::MarkDeleting { ids } => record.mark_deleting(ids),
+        StoreChange::Remove { ids } => ids.iter().for_each(|id| record.remove(*id)),
     }
 }

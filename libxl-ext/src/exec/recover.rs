@@ -4,7 +4,7 @@ use super::journal::Journal;
 use super::perform::{Measured, Performer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
-use crate::plan::{Operation, Plan};
+use crate::plan::{Memory, Operation, Plan};
 use crate::port::Ports;
 use crate::store::{DomainLock, DomainStore};
 use std::cell::Cell;
@@ -73,6 +73,9 @@ pub fn recover(
         .and_then(|()| journal.close())
         .map_err(|error| stuck(&what, "taken back", error))?;
     performer.withdraw_progress();
+    if let Some(loss) = performer.destroyed(last).and_then(Memory::loss) {
+        observer.note(&format!("{what}: {loss}"));
+    }
     Ok(Recovered::TakenBack(what))
 }
 

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::fmt;
 use std::path::Path;
 
 /// `libxl_device_disk` in libxl's JSON dialect: the fields that snapshots decide on by name, every
@@ -97,6 +98,12 @@ pub struct DiskTarget {
     pub image: Box<Path>,
     /// Format of the image, always said and never probed.
     pub format: ImageFormat,
+}
+
+impl fmt::Display for DiskTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.vdev, self.image.display())
+    }
 }
 
 /// Formats that can hold snapshots of their own.

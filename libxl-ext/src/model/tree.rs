@@ -43,6 +43,17 @@ impl DomainRecord {
             .filter(move |record| record.parent == id)
     }
 
+    /// Every snapshot below `id`, parents before children.
+    pub fn descendants(&self, id: SnapshotId) -> Vec<&SnapshotRecord> {
+        let mut above = vec![id];
+        let is_below = |record: &&SnapshotRecord| {
+            let below = record.parent.is_some_and(|parent| above.contains(&parent));
+            above.extend(below.then_some(record.id));
+            below
+        };
+        self.snapshots.iter().filter(is_below).collect()
+    }
+
     /// Every snapshot with its depth, each parent directly above its descendants.
     pub fn walk(&self) -> Vec<(usize, &SnapshotRecord)> {
         let mut order = Vec::with_capacity(self.snapshots.len());
@@ -68,12 +79,20 @@ impl DomainRecord {
         self.snapshots.push(record);
     }
 
-    /// Marks a snapshot whose deletion has begun.
-    pub fn mark_deleting(&mut self, id: SnapshotId) {
+    /// Marks snapshots whose deletion has begun. The present state, where it came from one of them, goes
+    /// to the nearest snapshot above that stays: one that is taken before the deletion is finished does
+    /// not stand below what is being deleted.
+    pub fn mark_deleting(&mut self, ids: &[SnapshotId]) {
         for record in &mut self.snapshots {
-            if record.id == id {
+            if ids.contains(&record.id) {
                 record.state = RecordState::Deleting;
             }
+        }
+        while let Some(current) = self.current.and_then(|id| self.get(id)) {
+            if current.state != RecordState::Deleting {
+                break;
+            }
+            self.current = current.parent;
         }
     }
 
@@ -190,6 +209,27 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn what_comes_from_a_snapshot_that_is_being_deleted_goes_to_the_nearest_one_that_stays() {
+        let id = |number| SnapshotId(Uuid::from_u128(number));
+        let mut domain = DomainRecord::new("g");
+        (1..=4).for_each(|n| domain.add(record(n)));
+        domain.current = Some(id(2));
+        domain.add(record(5));
+        let below: Vec<_> = domain.descendants(id(2)).iter().map(|s| s.id).collect();
+        assert_eq!(below, [id(3), id(4), id(5)]);
+        domain.mark_deleting(&[id(4)]);
+        assert_eq!(domain.current, Some(id(5)), "it is not concerned");
+        domain.mark_deleting(&[id(5), id(3), id(2)]);
+        assert_eq!(domain.current, Some(id(1)));
+        domain.add(record(6));
+        assert_eq!(domain.get(id(6)).unwrap().parent, Some(id(1)));
+        domain.current = Some(id(6));
+        domain.mark_deleting(&[id(6), id(1)]);
+        assert_eq!(domain.current, None);
+        domain.check().unwrap();
+    }
+
+    #[test]
     fn a_dangling_parent_is_corruption() {
         let mut domain = DomainRecord::new("g");
         let mut orphan = record(1);
@@ -201,13 +241,14 @@ pub(crate) mod tests {
     proptest! {
         /// Whatever is added, reverted to and removed, the tree holds together and walks completely.
         #[test]
-        fn any_history_keeps_the_tree_whole(history in prop::collection::vec((0u8..3, 0u128..12), 0..60)) {
+        fn any_history_keeps_the_tree_whole(history in prop::collection::vec((0u8..4, 0u128..12), 0..60)) {
             let mut domain = DomainRecord::new("g");
             for (next, (action, pick)) in (100u128..).zip(history) {
                 let id = SnapshotId(Uuid::from_u128(100 + pick));
                 match action {
                     0 => domain.add(record(next)),
                     1 if domain.get(id).is_some() => domain.current = Some(id),
+                    2 => domain.mark_deleting(&[id]),
                     _ => domain.remove(id),
                 }
                 domain.check().unwrap();

@@ -1,13 +1,14 @@
 //! What every plan must satisfy, whichever planner wrote it. A plan that breaks a rule is a bug of the
 //! planner and is refused before anything is touched.
 
-use super::{Plan, Step, StoreChange};
+use super::{Memory, Plan, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::DiskTarget;
+use crate::model::domain::DomainState;
 use crate::model::name::SnapshotId;
 use crate::model::record::SnapshotRecord;
 use crate::observe::Inventory;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Proves that `plan` loses nothing that `inventory` knows of.
@@ -15,7 +16,9 @@ use std::path::Path;
 /// # Errors
 /// [`ErrorKind::InvalidRequest`] naming the rule that is broken and the step that breaks it.
 pub fn check(plan: &Plan, inventory: &Inventory) -> Result<()> {
+    let live = inventory.live.as_ref();
     let mut state = Checker {
+        inventory,
         referred: inventory
             .record
             .snapshots
@@ -29,7 +32,13 @@ pub fn check(plan: &Plan, inventory: &Inventory) -> Result<()> {
             .flat_map(bound_images)
             .collect(),
         applied: BTreeSet::new(),
-        domain: if inventory.live.is_some() {
+        open: live
+            .into_iter()
+            .flat_map(|live| &live.disks)
+            .filter(|disk| disk.is_writable())
+            .filter_map(|disk| disk.pdev_path.as_deref().map(Path::new))
+            .collect(),
+        domain: if live.is_some() {
             Domain::Present
         } else {
             Domain::Absent
@@ -38,6 +47,7 @@ pub fn check(plan: &Plan, inventory: &Inventory) -> Result<()> {
         sealed: BTreeSet::new(),
         covered: BTreeSet::new(),
         proven: BTreeSet::new(),
+        marked: BTreeMap::new(),
         monitor_held: false,
         committed: false,
     };
@@ -56,7 +66,9 @@ pub fn check(plan: &Plan, inventory: &Inventory) -> Result<()> {
         Err("xl's monitor would be left stopped")
     } else if state.domain == Domain::Restored {
         Err("nobody says how the restored domain goes on")
-    } else if !state.committed {
+    } else if !state.marked.is_empty() {
+        Err("a deletion would be left unfinished")
+    } else if !state.committed && !plan.steps.is_empty() {
         Err("nothing would be recorded")
     } else {
         Ok(())
@@ -94,23 +106,42 @@ impl Domain {
 }
 
 /// What is true after the steps so far.
-struct Checker {
+struct Checker<'a> {
+    inventory: &'a Inventory,
     /// Snapshots that the record will still refer to.
     referred: BTreeSet<SnapshotId>,
     /// The images that belong to a snapshot's memory, and those that were set to it.
     bound: BTreeSet<(SnapshotId, Box<Path>)>,
     applied: BTreeSet<(SnapshotId, Box<Path>)>,
+    /// Images that the domain that was found may write to.
+    open: BTreeSet<&'a Path>,
     domain: Domain,
     saved: BTreeSet<SnapshotId>,
     sealed: BTreeSet<SnapshotId>,
     /// Content that is kept: this snapshot holds this image.
     covered: BTreeSet<(SnapshotId, Box<Path>)>,
     proven: BTreeSet<SnapshotId>,
+    /// Snapshots whose deletion has begun, with what is still there of them.
+    marked: BTreeMap<SnapshotId, Remains>,
     monitor_held: bool,
     committed: bool,
 }
 
-impl Checker {
+/// What is there of a snapshot that is being deleted.
+struct Remains {
+    /// Images that hold its disk state.
+    images: BTreeSet<Box<Path>>,
+    /// Its directory in the store.
+    directory: bool,
+}
+
+impl Remains {
+    fn is_nothing(&self) -> bool {
+        self.images.is_empty() && !self.directory
+    }
+}
+
+impl Checker<'_> {
     fn step(&mut self, step: &Step) -> Result<(), &'static str> {
         match step {
             Step::Prove { id, .. } => {
@@ -134,32 +165,47 @@ impl Checker {
                     "asks the QEMU of a domain that is gone",
                 )?;
                 require(
+                    self.domain == Domain::Suspended || self.has_ended(),
+                    "snapshots disks that the guest goes on writing to",
+                )?;
+                require(
                     self.first_of(*id),
                     "splits one snapshot over two transactions",
                 )?;
                 self.cover(*id, disks);
             }
-            Step::SnapshotImages { id, disks } => self.cover(*id, disks),
+            Step::SnapshotImages { id, disks } => {
+                require(
+                    self.domain.is_gone()
+                        || disks.iter().all(|disk| !self.open.contains(&*disk.image)),
+                    "changes images under a domain that has them open",
+                )?;
+                self.cover(*id, disks);
+            }
             Step::Resume { .. } => self.domain = Domain::Present,
             Step::Seal { id } => {
                 require(self.saved.contains(id), "seals memory that was not saved")?;
                 self.sealed.insert(*id);
             }
-            Step::Destroy { fallback, .. } => {
+            Step::Destroy { memory, .. } => {
                 require(
                     !self.proven.is_empty(),
                     "destroys before a snapshot was proven whole",
                 )?;
-                if let Some((id, _)) = fallback {
-                    require(
+                let (holds, otherwise) = match memory {
+                    Memory::Kept { id, .. } => (
                         self.sealed.contains(id),
                         "destroys before the present memory is durable",
-                    )?;
-                }
-                require(
-                    fallback.is_some() || self.domain != Domain::Suspended,
-                    "destroys a guest whose memory is not kept",
-                )?;
+                    ),
+                    Memory::Ended => (
+                        self.has_ended(),
+                        "destroys a guest that could go on, and keeps no memory of it",
+                    ),
+                    Memory::GivenUp { .. } => {
+                        (self.saved.is_empty(), "gives up a memory that was saved")
+                    }
+                };
+                require(holds, otherwise)?;
                 self.domain = Domain::Destroyed;
             }
             Step::ApplyImages {
@@ -232,8 +278,11 @@ impl Checker {
                         )?;
                         self.referred.insert(record.id);
                     }
-                    StoreChange::MarkDeleting { id } | StoreChange::Remove { id } => {
-                        self.referred.remove(id);
+                    StoreChange::MarkDeleting { ids } => {
+                        ids.iter().try_for_each(|id| self.mark(*id))?;
+                    }
+                    StoreChange::Remove { ids } => {
+                        ids.iter().try_for_each(|id| self.remove(*id))?;
                     }
                     StoreChange::SetCurrent { id } => {
                         require(
@@ -243,14 +292,24 @@ impl Checker {
                     }
                 }
             }
-            Step::DeleteTags { id, .. } | Step::RemoveDirectory { id } => {
-                require(self.committed, "deletes before the point of no return")?;
-                require(
-                    !self.referred.contains(id),
-                    "deletes what a snapshot refers to",
-                )?;
+            Step::DeleteTags { id, disks } => {
+                self.may_delete(*id)?;
+                if let Some(remains) = self.marked.get_mut(id) {
+                    for disk in disks {
+                        remains.images.remove(&disk.image);
+                    }
+                }
             }
-            Step::BringBack { .. } | Step::DestroyRestored { .. } | Step::Pause { .. } => {
+            Step::RemoveDirectory { id } => {
+                self.may_delete(*id)?;
+                if let Some(remains) = self.marked.get_mut(id) {
+                    remains.directory = false;
+                }
+            }
+            Step::BringBack { .. }
+            | Step::DestroyRest { .. }
+            | Step::DestroyRestored { .. }
+            | Step::Pause { .. } => {
                 return Err("belongs to an undo");
             }
             Step::HoldMonitor { .. } => {
@@ -267,6 +326,57 @@ impl Checker {
             Step::CreateDirectory { .. } | Step::Wake { .. } | Step::Announce => {}
         }
         Ok(())
+    }
+
+    /// The domain that was found could not go on.
+    fn has_ended(&self) -> bool {
+        let state = self.inventory.live.as_ref().map(|live| live.state);
+        matches!(state, Some(DomainState::Crashed | DomainState::Shutdown))
+    }
+
+    fn mark(&mut self, id: SnapshotId) -> Result<(), &'static str> {
+        require(
+            self.referred.remove(&id),
+            "marks what is no snapshot of the domain",
+        )?;
+        let images = &self.inventory.images;
+        let remains = Remains {
+            images: self
+                .bound
+                .iter()
+                .filter(|(bound, image)| {
+                    *bound == id && matches!(images.get(&**image), Some(Some(_)))
+                })
+                .map(|(_, image)| image.clone())
+                .collect(),
+            directory: true,
+        };
+        self.marked.insert(id, remains);
+        Ok(())
+    }
+
+    fn may_delete(&self, id: SnapshotId) -> Result<(), &'static str> {
+        require(self.committed, "deletes before the point of no return")?;
+        require(
+            !self.referred.contains(&id),
+            "deletes what a snapshot refers to",
+        )?;
+        let mut children = self.inventory.record.children(Some(id));
+        require(
+            children.all(|child| self.marked.get(&child.id).is_none_or(Remains::is_nothing)),
+            "deletes a snapshot before those below it",
+        )
+    }
+
+    fn remove(&mut self, id: SnapshotId) -> Result<(), &'static str> {
+        let remains = self
+            .marked
+            .remove(&id)
+            .ok_or("forgets a snapshot whose deletion was not recorded")?;
+        require(
+            remains.is_nothing(),
+            "forgets a snapshot of which something is left",
+        )
     }
 
     fn first_of(&self, id: SnapshotId) -> bool {

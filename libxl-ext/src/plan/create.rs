@@ -46,13 +46,7 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
         .hint("only a running domain can be snapshotted so far")
     })?;
     let guest = guest_state(domain, live)?;
-    if live.guest_type != GuestType::Pv {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            format!("domain '{domain}' is of type {}", live.guest_type),
-        )
-        .hint("only PV guests can be snapshotted so far"));
-    }
+    require_pv(domain, live)?;
 
     let mut plan = Plan::new(inventory, Operation::SnapshotCreate, fresh, name.as_str());
     let (disks, snapshots) = choose_disks(inventory, live, &name, &mut plan.notes)?;
@@ -132,6 +126,17 @@ pub(super) fn guest_state(domain: &str, live: &LiveDomain) -> Result<GuestState>
         )
         .hint("only a running or paused domain can save its memory")),
     }
+}
+
+pub(super) fn require_pv(domain: &str, live: &LiveDomain) -> Result<()> {
+    if live.guest_type == GuestType::Pv {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Unsupported,
+        format!("domain '{domain}' is of type {}", live.guest_type),
+    )
+    .hint("only PV guests can be snapshotted so far"))
 }
 
 pub(super) fn require_room(inventory: &Inventory, bytes: u64) -> Result<()> {

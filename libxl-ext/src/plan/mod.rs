@@ -16,9 +16,9 @@ mod tests;
 
 pub use check::check;
 pub use create::{CreateRequest, create};
-pub use delete::{DeleteRequest, delete};
+pub use delete::{DeleteRequest, DeleteScope, delete};
 pub use revert::{RevertRequest, revert};
-pub use step::{Step, StoreChange};
+pub use step::{Memory, Step, StoreChange};
 
 use crate::error::Result;
 use crate::model::domain::Keeper;
@@ -36,7 +36,7 @@ pub struct Plan {
     pub operation: Operation,
     /// Name of the domain.
     pub domain: String,
-    /// Name of the snapshot.
+    /// Name of the snapshot that the user named.
     pub snapshot: String,
     /// Who is to act on what the domain does if it is restored, also by whoever recovers.
     pub keeper: Keeper,
@@ -56,7 +56,7 @@ pub enum Operation {
     SnapshotCreate,
     /// Go back to a snapshot.
     SnapshotRevert,
-    /// Remove a snapshot.
+    /// Remove snapshots.
     SnapshotDelete,
 }
 
@@ -78,7 +78,7 @@ pub enum Request {
     Create(CreateRequest),
     /// Bring disks and memory back to a snapshot.
     Revert(RevertRequest),
-    /// Remove a snapshot; its children are kept.
+    /// Remove a snapshot, the ones below it, or both.
     Delete(DeleteRequest),
 }
 
@@ -157,6 +157,30 @@ impl Plan {
             .iter()
             .position(|step| matches!(step, Step::Commit { .. }))
             .unwrap_or(self.steps.len())
+    }
+
+    /// The last step before which the operation can be taken back without a loss, if it is not carried
+    /// out to its end.
+    pub fn point_of_no_loss(&self) -> usize {
+        let loses = |step: &Step| match step {
+            Step::Destroy { memory, .. } => memory.loss().is_some(),
+            _ => false,
+        };
+        let lossy = self.steps.iter().position(loses);
+        lossy.map_or(self.point_of_no_return(), |at| {
+            at.min(self.point_of_no_return())
+        })
+    }
+
+    /// The snapshots that it deletes.
+    pub fn deleted(&self) -> &[SnapshotId] {
+        let marked = self.steps.iter().find_map(|step| match step {
+            Step::Commit {
+                change: StoreChange::MarkDeleting { ids },
+            } => Some(ids.as_slice()),
+            _ => None,
+        });
+        marked.unwrap_or_default()
     }
 
     /// The steps that take back everything up to and including step `last`, newest first.

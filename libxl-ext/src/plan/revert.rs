@@ -1,10 +1,11 @@
 //! Planning the way back: disks and memory as they were, or everything as it is now.
 //!
 //! The present state is saved first, memory and disks, and dropped only when the restored domain is
-//! there. Until then every failure leads back to it.
+//! there. Until then every failure leads back to it. Only where the user gave the present state up, and it
+//! cannot be saved, the memory is not; the disks are, once the domain is gone.
 
-use super::create::{guest_state, require_room};
-use super::{Cost, Fresh, Operation, Plan, Step, StoreChange};
+use super::create::{guest_state, require_pv, require_room};
+use super::{Cost, Fresh, Memory, Operation, Plan, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory;
 use crate::model::disk::DiskTarget;
@@ -12,6 +13,7 @@ use crate::model::domain::{DomainState, GuestState};
 use crate::model::name::SnapshotId;
 use crate::model::record::{RecordState, SnapshotRecord};
 use crate::observe::{Inventory, LiveDomain};
+use std::path::Path;
 
 /// What the user asks for.
 #[derive(Clone, Debug)]
@@ -20,6 +22,9 @@ pub struct RevertRequest {
     pub name: String,
     /// How the guest shall be afterwards; as it was in the snapshot if not said.
     pub state: Option<GuestState>,
+    /// Revert even though the present state of the guest is lost by it: where it cannot be saved, and
+    /// where the running domain is none of the snapshot's. (V6: `LIBXL_DOMAIN_SNAPSHOT_REVERT_FORCE`.)
+    pub force: bool,
 }
 
 /// Plans a revert of a domain, whether it runs or not.
@@ -49,33 +54,44 @@ pub fn revert(inventory: &Inventory, request: &RevertRequest, fresh: &Fresh) -> 
             .as_ref()
             .is_some_and(|live| is_attached(live, disk))
     });
-    if let Some(live) = &inventory.live {
-        refuse_another_domain(live, record, &attached)?;
+    let another = inventory
+        .live
+        .as_ref()
+        .filter(|live| is_another_domain(live, record, &attached));
+    if let Some(live) = another {
+        accept_another_domain(live, record, request.force, &mut plan.notes)?;
     }
-    let saved_memory = match &inventory.live {
-        Some(live) => set_present_aside(inventory, live, safety, attached, &mut plan)?,
-        None => false,
+    let memory = match &inventory.live {
+        Some(live) => {
+            let aside = SetAside {
+                live,
+                attached: &attached,
+                safety,
+                force: request.force,
+            };
+            Some(aside.plan(inventory, &mut plan)?)
+        }
+        None => None,
     };
-    if !detached.is_empty() {
-        plan.steps.push(Step::SnapshotImages {
-            id: safety,
-            disks: detached,
-        });
-    }
-    if let Some(live) = &inventory.live {
-        let fallback = saved_memory
-            .then(|| guest_state(&inventory.domain, live).map(|guest| (safety, guest)))
-            .transpose()?;
+    plan.steps.extend(snapshot_images(safety, detached));
+    let saved_memory = matches!(memory, Some(Memory::Kept { .. }));
+    if let (Some(live), Some(memory)) = (&inventory.live, memory) {
+        let lost = matches!(memory, Memory::GivenUp { .. });
         plan.steps.push(Step::Destroy {
             life: live.life,
-            fallback,
-            disks: disks.clone(),
+            has_qemu: live.has_qemu(),
+            memory,
         });
         if saved_memory {
             plan.steps
                 .extend(live.monitor.map(|process| Step::ReleaseMonitor { process }));
         }
-        note_other_disks(live, &disks, &mut plan.notes);
+        if lost {
+            plan.steps.extend(snapshot_images(safety, attached));
+        }
+        if another.is_none() {
+            note_other_disks(live, &disks, &mut plan.notes);
+        }
     }
     if !disks.is_empty() {
         plan.steps.push(Step::ApplyImages {
@@ -105,97 +121,162 @@ pub fn revert(inventory: &Inventory, request: &RevertRequest, fresh: &Fresh) -> 
     Ok(plan)
 }
 
-/// Plans to save what the domain is now. Returns whether that includes its memory.
-fn set_present_aside(
-    inventory: &Inventory,
-    live: &LiveDomain,
+/// How the running domain is set aside.
+struct SetAside<'a> {
+    live: &'a LiveDomain,
+    /// Those of the snapshot's disks that it has.
+    attached: &'a [DiskTarget],
+    /// The snapshot that is to hold it.
     safety: SnapshotId,
-    attached: Vec<DiskTarget>,
-    plan: &mut Plan,
-) -> Result<bool> {
-    let life = live.life;
-    if matches!(live.state, DomainState::Crashed | DomainState::Shutdown) {
-        plan.notes.push(format!(
-            "the domain is {}: there is no running state to keep",
-            live.state
-        ));
+    /// Whether it may be lost.
+    force: bool,
+}
+
+impl SetAside<'_> {
+    /// Plans it. Returns what becomes of the domain's memory; where that is given up, the disks are not
+    /// set aside yet: a guest that goes on would write to them.
+    fn plan(&self, inventory: &Inventory, plan: &mut Plan) -> Result<Memory> {
+        let Self {
+            live,
+            attached,
+            safety,
+            force,
+        } = *self;
+        let life = live.life;
+        if matches!(live.state, DomainState::Crashed | DomainState::Shutdown) {
+            plan.notes.push(format!(
+                "the domain is {}: there is no running state to keep",
+                live.state
+            ));
+            if !attached.is_empty() {
+                plan.steps.push(Step::SnapshotDisks {
+                    life,
+                    id: safety,
+                    disks: attached.to_vec(),
+                });
+            }
+            return Ok(Memory::Ended);
+        }
+        let estimate = memory::estimate(live.memory_bytes);
+        let guest = match savable(inventory, live, estimate, force) {
+            Ok(guest) => guest,
+            Err(why) if force => {
+                plan.notes.push(format!(
+                    "{why}, so its memory is not saved: if the revert fails once the domain is destroyed, \
+                     only its disks are as before"
+                ));
+                let guest = guest_state(&inventory.domain, live).ok();
+                return Ok(Memory::GivenUp { guest });
+            }
+            Err(why) => return Err(why),
+        };
+        plan.cost = Cost {
+            memory_written: estimate,
+            room_needed: estimate,
+            ..plan.cost
+        };
+        plan.notes.push(
+            "the present state is saved first and dropped when the restored domain is there".into(),
+        );
+        plan.steps.push(Step::CreateDirectory { id: safety });
+        plan.steps
+            .extend(live.monitor.map(|process| Step::HoldMonitor { process }));
+        if guest == GuestState::Paused {
+            plan.steps.push(Step::Wake { life });
+        }
+        plan.steps.push(Step::SaveMemory {
+            life,
+            id: safety,
+            guest,
+            estimate,
+        });
         if !attached.is_empty() {
             plan.steps.push(Step::SnapshotDisks {
                 life,
                 id: safety,
-                disks: attached,
+                disks: attached.to_vec(),
             });
         }
-        return Ok(false);
-    }
-    let guest = guest_state(&inventory.domain, live)?;
-    let estimate = memory::estimate(live.memory_bytes);
-    require_room(inventory, estimate)?;
-    plan.cost = Cost {
-        memory_written: estimate,
-        room_needed: estimate,
-        ..plan.cost
-    };
-    plan.notes.push(
-        "the present state is saved first and dropped when the restored domain is there".into(),
-    );
-    plan.steps.push(Step::CreateDirectory { id: safety });
-    plan.steps
-        .extend(live.monitor.map(|process| Step::HoldMonitor { process }));
-    if guest == GuestState::Paused {
-        plan.steps.push(Step::Wake { life });
-    }
-    plan.steps.push(Step::SaveMemory {
-        life,
-        id: safety,
-        guest,
-        estimate,
-    });
-    if !attached.is_empty() {
-        plan.steps.push(Step::SnapshotDisks {
-            life,
+        plan.steps.push(Step::Seal { id: safety });
+        Ok(Memory::Kept {
             id: safety,
-            disks: attached,
-        });
+            guest,
+            disks: attached.to_vec(),
+            others: other_images(live, attached),
+        })
     }
-    plan.steps.push(Step::Seal { id: safety });
-    Ok(true)
 }
 
-/// A domain of the name that is none of the snapshot's: it was reinstalled, or replaced.
-fn refuse_another_domain(
+/// How the guest is, if its memory can be saved.
+fn savable(
+    inventory: &Inventory,
+    live: &LiveDomain,
+    estimate: u64,
+    force: bool,
+) -> Result<GuestState> {
+    let guest = guest_state(&inventory.domain, live)
+        .map_err(|error| error.hint("--force reverts without saving the present state"))?;
+    // Without force it is tried: what fails then is taken back.
+    if force {
+        require_pv(&inventory.domain, live)?;
+    }
+    require_room(inventory, estimate).map_err(|error| {
+        error.hint("free some room, or revert without saving the present state by --force")
+    })?;
+    Ok(guest)
+}
+
+fn snapshot_images(id: SnapshotId, disks: Vec<DiskTarget>) -> Option<Step> {
+    (!disks.is_empty()).then_some(Step::SnapshotImages { id, disks })
+}
+
+/// Whether a domain of the name is none of the snapshot's: it was reinstalled, or replaced.
+fn is_another_domain(live: &LiveDomain, record: &SnapshotRecord, attached: &[DiskTarget]) -> bool {
+    live.life.uuid != record.domain_uuid && attached.is_empty() && !record.disks.is_empty()
+}
+
+fn accept_another_domain(
     live: &LiveDomain,
     record: &SnapshotRecord,
-    attached: &[DiskTarget],
+    force: bool,
+    notes: &mut Vec<String>,
 ) -> Result<()> {
-    if live.life.uuid == record.domain_uuid || !attached.is_empty() || record.disks.is_empty() {
+    let what = format!(
+        "the running domain (domid {}) has another UUID than snapshot '{}' and none of its disks",
+        live.life.domid,
+        record.name()
+    );
+    if force {
+        notes.push(format!(
+            "{what}: it is replaced, and its own disks are left as they are"
+        ));
         return Ok(());
     }
-    Err(Error::new(
-        ErrorKind::DomainState,
-        format!(
-            "the running domain (domid {}) has another UUID than snapshot '{}' and none of its disks",
-            live.life.domid,
-            record.name()
-        ),
-    )
-    .hint("if it really is to be replaced, destroy it first"))
+    Err(Error::new(ErrorKind::DomainState, what)
+        .hint("if it really is to be replaced, destroy it first, or give --force"))
+}
+
+/// Images of the domain that are not among those that are set back.
+fn other_images(live: &LiveDomain, disks: &[DiskTarget]) -> Vec<Box<Path>> {
+    live.disks
+        .iter()
+        .filter(|disk| disk.is_writable())
+        .filter_map(|disk| disk.pdev_path.as_deref().map(Path::new))
+        .filter(|path| path.is_absolute() && disks.iter().all(|disk| &*disk.image != *path))
+        .map(Into::into)
+        .collect()
 }
 
 fn is_attached(live: &LiveDomain, target: &DiskTarget) -> bool {
     live.disks.iter().any(|disk| {
-        disk.is_writable()
-            && disk.pdev_path.as_deref().map(std::path::Path::new) == Some(&target.image)
+        disk.is_writable() && disk.pdev_path.as_deref().map(Path::new) == Some(&target.image)
     })
 }
 
 fn note_other_disks(live: &LiveDomain, disks: &[DiskTarget], notes: &mut Vec<String>) {
     for disk in live.disks.iter().filter(|disk| disk.is_writable()) {
         let path = disk.pdev_path.as_deref().unwrap_or_default();
-        if disks
-            .iter()
-            .all(|target| &*target.image != std::path::Path::new(path))
-        {
+        if disks.iter().all(|target| &*target.image != Path::new(path)) {
             notes.push(format!(
                 "{} ({path}) was attached since: it is left as it is, and no longer attached",
                 disk.vdev()

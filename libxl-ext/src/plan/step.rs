@@ -7,6 +7,7 @@ use crate::model::process::ProcessId;
 use crate::model::record::SnapshotRecord;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::path::Path;
 use uuid::Uuid;
 
 /// One step. Doing a step again that was done, or that was done in part, leads to the same.
@@ -88,11 +89,10 @@ pub enum Step {
     Destroy {
         /// The domain.
         life: DomainLife,
-        /// The memory image to bring it back from, with the state that it was in; none for a domain
-        /// that could not go on anyway.
-        fallback: Option<(SnapshotId, GuestState)>,
-        /// The images that the fallback's memory belongs to.
-        disks: Vec<DiskTarget>,
+        /// Whether it has a QEMU for its disks, without which it is not whole.
+        has_qemu: bool,
+        /// What becomes of its memory.
+        memory: Memory,
     },
     /// Make the images' content that of a snapshot.
     ApplyImages {
@@ -116,8 +116,19 @@ pub enum Step {
         id: SnapshotId,
         /// The domain as it was.
         life: DomainLife,
-        /// The images.
+        /// Whether it had a QEMU for its disks.
+        has_qemu: bool,
+        /// The images that the snapshot holds.
         disks: Vec<DiskTarget>,
+        /// The images that it does not hold.
+        others: Vec<Box<Path>>,
+    },
+    /// Destroy the rest of a domain, unless it is still there, whole.
+    DestroyRest {
+        /// The domain.
+        life: DomainLife,
+        /// Whether it had a QEMU for its disks.
+        has_qemu: bool,
     },
     /// Remove a domain that was restored but not used.
     DestroyRestored {
@@ -152,6 +163,30 @@ pub enum Step {
     Announce,
 }
 
+/// What becomes of the memory of a domain that is destroyed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "kebab-case")]
+pub enum Memory {
+    /// A snapshot holds it, to bring the domain back from.
+    Kept {
+        /// The snapshot.
+        id: SnapshotId,
+        /// How the guest was.
+        guest: GuestState,
+        /// The images that the snapshot holds.
+        disks: Vec<DiskTarget>,
+        /// The domain's other images: it can only be brought back as long as nobody writes to them.
+        others: Vec<Box<Path>>,
+    },
+    /// The domain had ended by itself and could not go on.
+    Ended,
+    /// It is lost, because the user said that it may be.
+    GivenUp {
+        /// How the guest was, if it could go on.
+        guest: Option<GuestState>,
+    },
+}
+
 /// A change of the record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "change", rename_all = "kebab-case")]
@@ -166,15 +201,15 @@ pub enum StoreChange {
         /// The snapshot.
         id: SnapshotId,
     },
-    /// The snapshot's deletion has begun.
+    /// The deletion of these snapshots has begun.
     MarkDeleting {
-        /// The snapshot.
-        id: SnapshotId,
+        /// The snapshots, children before parents.
+        ids: Vec<SnapshotId>,
     },
-    /// The snapshot is gone.
+    /// These snapshots are gone.
     Remove {
-        /// The snapshot.
-        id: SnapshotId,
+        /// The snapshots, children before parents.
+        ids: Vec<SnapshotId>,
     },
 }
 
@@ -199,20 +234,9 @@ impl Step {
             Self::HoldMonitor { process } => vec![Self::ReleaseMonitor { process: *process }],
             Self::Destroy {
                 life,
-                fallback: Some((id, guest)),
-                disks,
-            } => vec![
-                Self::BringBack {
-                    id: *id,
-                    life: *life,
-                    disks: disks.clone(),
-                },
-                Self::Start {
-                    uuid: life.uuid,
-                    guest: *guest,
-                },
-                Self::Announce,
-            ],
+                has_qemu,
+                memory,
+            } => memory.brought_back_by(*life, *has_qemu),
             Self::ApplyImages {
                 id,
                 instead_of,
@@ -228,8 +252,8 @@ impl Step {
             | Self::Pause { .. }
             | Self::Resume { .. }
             | Self::Seal { .. }
-            | Self::Destroy { fallback: None, .. }
             | Self::BringBack { .. }
+            | Self::DestroyRest { .. }
             | Self::ReleaseMonitor { .. }
             | Self::DestroyRestored { .. }
             | Self::Start { .. }
@@ -237,6 +261,53 @@ impl Step {
             | Self::DeleteTags { .. }
             | Self::RemoveDirectory { .. }
             | Self::Announce => Vec::new(),
+        }
+    }
+}
+
+impl Memory {
+    /// What is lost with it when the domain is destroyed, as the end of a sentence on the domain.
+    pub(crate) const fn loss(&self) -> Option<&'static str> {
+        match self {
+            Self::Kept { .. } => None,
+            Self::Ended => Some("the domain, which had ended, is destroyed"),
+            Self::GivenUp { .. } => Some("the domain, whose memory was given up, is destroyed"),
+        }
+    }
+
+    /// The steps that lead back from the destruction of a domain, also when that was done only in part:
+    /// what is left of a domain whose memory is not kept is of no use to anybody.
+    fn brought_back_by(&self, life: DomainLife, has_qemu: bool) -> Vec<Step> {
+        let rest = Step::DestroyRest { life, has_qemu };
+        match self {
+            Self::Kept {
+                id,
+                guest,
+                disks,
+                others,
+            } => vec![
+                Step::BringBack {
+                    id: *id,
+                    life,
+                    has_qemu,
+                    disks: disks.clone(),
+                    others: others.clone(),
+                },
+                Step::Start {
+                    uuid: life.uuid,
+                    guest: *guest,
+                },
+                Step::Announce,
+            ],
+            Self::Ended | Self::GivenUp { guest: None } => vec![rest],
+            // The attempt may have paused it.
+            Self::GivenUp { guest: Some(guest) } => vec![
+                rest,
+                Step::Resume {
+                    life,
+                    guest: *guest,
+                },
+            ],
         }
     }
 }
@@ -273,7 +344,15 @@ impl fmt::Display for Step {
             }
             Self::Resume { life, guest } => write!(f, "let domain {} go on, {guest}", life.domid),
             Self::Seal { id } => write!(f, "flush {id}/memory to the disk"),
+            Self::Destroy {
+                life,
+                memory: Memory::GivenUp { .. },
+                ..
+            } => write!(f, "destroy domain {}, whose memory is not kept", life.domid),
             Self::Destroy { life, .. } => write!(f, "destroy domain {}", life.domid),
+            Self::DestroyRest { life, .. } => {
+                write!(f, "unless domain {} is still whole, destroy it", life.domid)
+            }
             Self::ApplyImages { id, disks, .. } => {
                 f.write_str("set ")?;
                 list(f, disks)?;
@@ -309,10 +388,20 @@ impl fmt::Display for Step {
             Self::Commit { change } => match change {
                 StoreChange::Add { record } => write!(f, "record snapshot '{}'", record.name()),
                 StoreChange::SetCurrent { id } => write!(f, "record {id} as the current snapshot"),
-                StoreChange::MarkDeleting { id } => {
-                    write!(f, "record that the deletion of {id} has begun")
+                StoreChange::MarkDeleting { ids } => {
+                    f.write_str("record that the deletion of ")?;
+                    list(f, ids)?;
+                    f.write_str(" has begun")
                 }
-                StoreChange::Remove { id } => write!(f, "record that {id} is gone"),
+                StoreChange::Remove { ids } => {
+                    f.write_str("record that ")?;
+                    list(f, ids)?;
+                    f.write_str(if ids.len() == 1 {
+                        " is gone"
+                    } else {
+                        " are gone"
+                    })
+                }
             },
             Self::DeleteTags { id, disks } => {
                 write!(f, "delete {} from ", id.tag())?;
@@ -324,10 +413,10 @@ impl fmt::Display for Step {
     }
 }
 
-fn list(f: &mut fmt::Formatter<'_>, disks: &[DiskTarget]) -> fmt::Result {
-    for (at, disk) in disks.iter().enumerate() {
+fn list(f: &mut fmt::Formatter<'_>, items: &[impl fmt::Display]) -> fmt::Result {
+    for (at, item) in items.iter().enumerate() {
         let separator = if at == 0 { "" } else { ", " };
-        write!(f, "{separator}{} ({})", disk.vdev, disk.image.display())?;
+        write!(f, "{separator}{item}")?;
     }
     Ok(())
 }

@@ -1,5 +1,8 @@
 //! Plans as people read them, and the rules that none may break.
 
+mod delete;
+mod force;
+
 use super::*;
 use crate::ErrorKind;
 use crate::model::disk::{
@@ -138,6 +141,14 @@ fn to(name: &str) -> RevertRequest {
     RevertRequest {
         name: name.into(),
         state: None,
+        force: false,
+    }
+}
+
+fn only(name: &str) -> DeleteRequest {
+    DeleteRequest {
+        name: name.into(),
+        scope: DeleteScope::Only,
     }
 }
 
@@ -188,8 +199,7 @@ fn revert_of_a_domain_that_is_off() {
 fn delete_with_a_child_and_a_missing_image() {
     let mut inventory = inventory(&["xvda", "xvdb"], None, 2);
     inventory.images.insert(image("xvdb").into(), None);
-    let request = DeleteRequest { name: "s1".into() };
-    insta::assert_snapshot!(super::delete(&inventory, &request, &fresh()).unwrap());
+    insta::assert_snapshot!(super::delete(&inventory, &only("s1"), &fresh()).unwrap());
 }
 
 /// Something that is changed in an inventory.
@@ -317,7 +327,8 @@ fn the_check_misses_every_step_that_safety_needs() {
     let plans = [
         super::create(&inventory, &named("new"), &fresh()).unwrap(),
         super::revert(&inventory, &to("s1"), &fresh()).unwrap(),
-        super::delete(&inventory, &DeleteRequest { name: "s1".into() }, &fresh()).unwrap(),
+        super::delete(&inventory, &only("s1"), &fresh()).unwrap(),
+        force::given_up(&inventory),
     ];
     let mut missed = Vec::new();
     for plan in &plans {
@@ -358,7 +369,7 @@ fn the_check_refuses_what_loses_data() {
         inventory.record.snapshots[1].id,
     );
     let commit = Step::Commit {
-        change: StoreChange::MarkDeleting { id: first },
+        change: StoreChange::MarkDeleting { ids: vec![first] },
     };
     let report = refused(vec![commit, Step::RemoveDirectory { id: second }]);
     assert!(
@@ -395,12 +406,19 @@ fn taking_back_a_plan_is_its_mirror_image() {
     insta::assert_snapshot!(lines.join("\n"));
 }
 
-const STATES: [Option<DomainState>; 5] = [
+const SCOPES: [DeleteScope; 3] = [
+    DeleteScope::Only,
+    DeleteScope::WithChildren,
+    DeleteScope::ChildrenOnly,
+];
+
+const STATES: [Option<DomainState>; 6] = [
     None,
     Some(DomainState::Running),
     Some(DomainState::Paused),
     Some(DomainState::Crashed),
     Some(DomainState::Shutdown),
+    Some(DomainState::Suspended),
 ];
 
 proptest! {
@@ -413,20 +431,37 @@ proptest! {
         pick in 1u128..5,
         attached in 0usize..5,
         paused: bool,
+        force: bool,
+        scope in prop::sample::select(&SCOPES[..]),
+        parents in prop::collection::vec(0usize..5, 5),
+        guest_type in prop::sample::select(&[GuestType::Pv, GuestType::Hvm][..]),
+        room in prop::sample::select(&[0, 1000 * MIB][..]),
     ) {
         let vdevs = ["xvda", "xvdb", "xvdc", "xvdd", "xvde"];
         let mut inventory = inventory(&vdevs[..disks], state, snapshots);
+        inventory.free_bytes = room;
+        // Any tree: a parent comes before its children.
+        let ids: Vec<_> = inventory.record.snapshots.iter().map(|record| record.id).collect();
+        let records = inventory.record.snapshots.iter_mut().zip(parents);
+        for (at, (record, pick)) in records.enumerate().skip(1) {
+            record.parent = Some(ids[pick % at]);
+        }
         if let Some(live) = &mut inventory.live {
             live.disks.truncate(attached);
+            live.guest_type = guest_type;
         }
         let name = format!("s{pick}");
         let state = paused.then_some(GuestState::Paused);
         let plans = [
             super::create(&inventory, &named("new"), &fresh()),
-            super::revert(&inventory, &RevertRequest { name: name.clone(), state }, &fresh()),
-            super::delete(&inventory, &DeleteRequest { name }, &fresh()),
+            super::revert(&inventory, &RevertRequest { name: name.clone(), state, force }, &fresh()),
+            super::delete(&inventory, &DeleteRequest { name, scope }, &fresh()),
         ];
         for plan in plans.into_iter().flatten() {
+            let gives_up = |step: &Step| {
+                matches!(step, Step::Destroy { memory: Memory::GivenUp { .. }, .. })
+            };
+            prop_assert!(force || !plan.steps.iter().any(gives_up));
             check(&plan, &inventory).map_err(|error| TestCaseError::fail(error.report()))?;
             let text = serde_json::to_string(&plan).unwrap();
             prop_assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);

@@ -9,6 +9,7 @@ pub(super) fn run(context: &Context, args: &Revert) -> Result<()> {
     let request = RevertRequest {
         name: args.name.clone(),
         state: args.state(),
+        force: args.force,
     };
     context.change(
         &args.domain,

@@ -2,6 +2,8 @@
 //! every call: the guest is as before or as after, never between, nothing is left over, and the command
 //! can be given again.
 
+mod delete;
+mod force;
 mod toolstack;
 mod world;
 
@@ -10,12 +12,12 @@ use crate::event::Unobserved;
 use crate::model::domain::DomainState;
 use crate::model::name::SnapshotName;
 use crate::model::record::RecordState;
-use crate::plan::{CreateRequest, DeleteRequest, Request, RevertRequest};
+use crate::plan::{CreateRequest, Request, RevertRequest};
 use crate::snapshot::Host;
 use crate::store::Store;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use world::{Fault, IMAGES, Killed, NAME, Shared};
+use world::{Fault, IMAGES, Killed, NAME, OTHER, Shared};
 
 const FAULTS: [Fault; 3] = [Fault::Fails, Fault::KilledBefore, Fault::KilledAfter];
 
@@ -64,17 +66,18 @@ fn create(host: &Host, name: &str) -> Result<()> {
 }
 
 fn revert(host: &Host, name: &str) -> Result<()> {
+    revert_to(host, name, false)
+}
+
+fn revert_to(host: &Host, name: &str, force: bool) -> Result<()> {
     execute(
         host,
         &Request::Revert(RevertRequest {
             name: name.into(),
             state: None,
+            force,
         }),
     )
-}
-
-fn delete(host: &Host, name: &str) -> Result<()> {
-    execute(host, &Request::Delete(DeleteRequest { name: name.into() }))
 }
 
 fn names(host: &Host) -> Vec<String> {
@@ -135,19 +138,20 @@ fn assert_whole(shared: &Shared, root: &Path, what: &str) {
                 "{what}"
             );
         }
-        for image in world.images.values() {
-            let (content, _) = &image.snapshots[&snapshot.id.tag()];
+        for path in IMAGES {
+            let (content, _) = &world.images[Path::new(path)].snapshots[&snapshot.id.tag()];
             if ["one", "two"].contains(&snapshot.name()) {
                 assert_eq!(content, &format!("disk {number}"), "{what}");
             }
         }
     }
-    for (path, image) in &world.images {
-        assert_eq!(
-            image.snapshots.len(),
-            record.snapshots.len(),
-            "{what}: leaked in {path:?}"
-        );
+    for path in IMAGES {
+        let held = world.images[Path::new(path)].snapshots.len();
+        assert_eq!(held, record.snapshots.len(), "{what}: leaked in {path}");
+    }
+    if let Some(other) = world.images.get(Path::new(OTHER)) {
+        assert_eq!(other.content, "disk other", "{what}");
+        assert!(other.snapshots.is_empty(), "{what}: leaked in {OTHER}");
     }
     let expected = record.snapshots.len() + ["domain", "lock"].len();
     let entries: Vec<_> = std::fs::read_dir(store.directory())
@@ -157,101 +161,123 @@ fn assert_whole(shared: &Shared, root: &Path, what: &str) {
     assert_eq!(entries.len(), expected, "{what}: {entries:?}");
 }
 
-/// Lets every call of `act` go wrong in every way. `done` tells whether the operation took effect, from
-/// what is seen and recorded afterwards; between the two there is nothing.
-fn every_fault(
-    act: impl Fn(&Host) -> Result<()> + Copy,
-    before: (&Seen, &[&str]),
-    after: (&Seen, &[&str]),
-) -> usize {
-    let mut points = 0;
-    for fault in FAULTS {
-        for at in 0..=CALLS_MAX {
-            assert!(at < CALLS_MAX, "it never ends");
-            let (root, shared) = prepared();
-            shared.0.borrow_mut().inject(at, fault);
-            let result = attempt(&shared, root.path(), act);
-            if !shared.0.borrow_mut().heal() {
-                assert!(matches!(result, Some(Ok(()))));
-                break;
-            }
-            points += 1;
-            let what = format!("call {at}, {fault:?}");
-            let host = shared.host(root.path());
-            let undone =
-                matches!(&result, Some(Err(error)) if error.kind() != ErrorKind::NeedsRepair);
-            if undone && see(&shared) == *before.0 {
-                // An error leaves no work for recovery, but for a deletion, which says so.
-                assert!(
-                    !Store::new(root.path()).domain(NAME).journal_path().exists(),
-                    "{what}"
+/// An operation, and what is seen and recorded before and after it.
+struct Case<'a> {
+    prepare: fn() -> (tempfile::TempDir, Shared),
+    before: (Seen, &'a [&'a str]),
+    after: (Seen, &'a [&'a str]),
+    /// What else an operation that failed may lead to.
+    given_up: Option<Seen>,
+}
+
+impl Case<'_> {
+    /// Lets every call of `act` go wrong in every way. Afterwards all is as before or as after the
+    /// operation; between the two there is nothing, and `act` can be given again.
+    fn every_fault(&self, act: impl Fn(&Host) -> Result<()> + Copy) -> usize {
+        let mut points = 0;
+        for fault in FAULTS {
+            for at in 0..=CALLS_MAX {
+                assert!(at < CALLS_MAX, "it never ends");
+                let (root, shared) = (self.prepare)();
+                shared.0.borrow_mut().inject(at, fault);
+                let result = attempt(&shared, root.path(), act);
+                if !shared.0.borrow_mut().heal() {
+                    assert!(matches!(result, Some(Ok(()))), "{result:?}");
+                    assert_eq!(see(&shared), self.after.0);
+                    break;
+                }
+                points += 1;
+                self.assert_between_nothing(
+                    &root,
+                    &shared,
+                    result.as_ref(),
+                    act,
+                    &format!("call {at}, {fault:?}"),
                 );
             }
-            let names = names(&host);
-            let now = (
-                see(&shared),
-                names.iter().map(String::as_str).collect::<Vec<_>>(),
-            );
-            let is = |state: (&Seen, &[&str])| now.0 == *state.0 && now.1 == state.1;
-            assert!(is(before) || is(after), "{what}: {now:?} after {result:?}");
-            if is(before) && before != after || !is(after) {
-                act(&host).unwrap_or_else(|error| panic!("{what}, again: {}", error.report()));
-                assert_eq!(see(&shared), *after.0, "{what}, again");
-            }
-            assert_whole(&shared, root.path(), &what);
         }
+        println!("{points} points of failure");
+        points
     }
-    points
+
+    fn assert_between_nothing(
+        &self,
+        root: &tempfile::TempDir,
+        shared: &Shared,
+        result: Option<&Result<()>>,
+        act: impl Fn(&Host) -> Result<()>,
+        what: &str,
+    ) {
+        let host = shared.host(root.path());
+        let undone = matches!(result, Some(Err(error)) if error.kind() != ErrorKind::NeedsRepair);
+        let is_given_up = |seen: &Seen| self.given_up.as_ref() == Some(seen);
+        if let (true, Some(Err(error))) = (undone, result) {
+            let says_so = error
+                .report()
+                .contains("whose memory was given up, is destroyed");
+            assert_eq!(says_so, is_given_up(&see(shared)), "{what}: {error:?}");
+        }
+        if undone && (see(shared) == self.before.0 || is_given_up(&see(shared))) {
+            // An error leaves no work for recovery, but for a deletion, which says so.
+            assert!(
+                !Store::new(root.path()).domain(NAME).journal_path().exists(),
+                "{what}"
+            );
+        }
+        let names = names(&host);
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        let seen = see(shared);
+        let is = |state: &(Seen, &[&str])| seen == state.0 && names == state.1;
+        let given_up = is_given_up(&seen) && names == self.before.1;
+        assert!(
+            is(&self.before) || is(&self.after) || given_up,
+            "{what}: {seen:?}, {names:?} after {result:?}"
+        );
+        if !is(&self.after) {
+            act(&host).unwrap_or_else(|error| panic!("{what}, again: {}", error.report()));
+            assert_eq!(see(shared), self.after.0, "{what}, again");
+        }
+        assert_whole(shared, root.path(), what);
+    }
 }
 
 #[test]
 fn create_is_all_or_nothing() {
-    let seen = running("2");
-    let points = every_fault(
-        |host| create(host, "three"),
-        (&seen, &["one", "two"]),
-        (&seen, &["one", "two", "three"]),
-    );
-    println!("{points} points of failure");
+    let case = Case {
+        prepare: prepared,
+        before: (running("2"), &["one", "two"]),
+        after: (running("2"), &["one", "two", "three"]),
+        given_up: None,
+    };
+    let points = case.every_fault(|host| create(host, "three"));
     assert!(points > 30, "{points}");
 }
 
 #[test]
 fn revert_is_all_or_nothing() {
-    let points = every_fault(
-        |host| revert(host, "one"),
-        (&running("2"), &["one", "two"]),
-        (&running("0"), &["one", "two"]),
-    );
-    println!("{points} points of failure");
+    let case = Case {
+        prepare: prepared,
+        before: (running("2"), &["one", "two"]),
+        after: (running("0"), &["one", "two"]),
+        given_up: None,
+    };
+    let points = case.every_fault(|host| revert(host, "one"));
     assert!(points > 60, "{points}");
-}
-
-#[test]
-fn delete_is_all_or_nothing() {
-    let seen = running("2");
-    let points = every_fault(
-        |host| match delete(host, "one") {
-            // Recovery may have finished it before the command was given again.
-            Err(error) if error.kind() == ErrorKind::NoSuchSnapshot => Ok(()),
-            other => other,
-        },
-        (&seen, &["one", "two"]),
-        (&seen, &["two"]),
-    );
-    println!("{points} points of failure");
-    assert!(points > 20, "{points}");
 }
 
 /// Recovery that is killed itself is taken up by the next one.
 #[test]
 fn a_revert_survives_two_kills() {
-    let (before, after) = (running("2"), running("0"));
+    survives_two_kills(prepared, false, &[running("2"), running("0")]);
+}
+
+fn survives_two_kills(prepare: fn() -> (tempfile::TempDir, Shared), force: bool, allowed: &[Seen]) {
     for first in (0..CALLS_MAX).step_by(3) {
         for second in (0..CALLS_MAX).step_by(2) {
-            let (root, shared) = prepared();
+            let (root, shared) = prepare();
             shared.0.borrow_mut().inject(first, Fault::KilledAfter);
-            if attempt(&shared, root.path(), |host| revert(host, "one")).is_some() {
+            let revert = |host: &Host| revert_to(host, "one", force);
+            if attempt(&shared, root.path(), revert).is_some() {
                 return;
             }
             shared.0.borrow_mut().inject(second, Fault::KilledAfter);
@@ -262,7 +288,7 @@ fn a_revert_survives_two_kills() {
             let what = format!("killed after calls {first} and {second}");
             assert_eq!(names(&shared.host(root.path())), ["one", "two"], "{what}");
             let now = see(&shared);
-            assert!(now == before || now == after, "{what}: {now:?}");
+            assert!(allowed.contains(&now), "{what}: {now:?}");
             assert_whole(&shared, root.path(), &what);
             if recovered.is_some() {
                 break;

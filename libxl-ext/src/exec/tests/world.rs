@@ -23,6 +23,8 @@ use uuid::Uuid;
 
 pub(super) const NAME: &str = "g1";
 pub(super) const IMAGES: [&str; 2] = ["/images/a.qcow2", "/images/b.qcow2"];
+/// The disk of another domain of the name.
+pub(super) const OTHER: &str = "/images/other.qcow2";
 
 /// How a call goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +45,10 @@ pub(super) struct Domain {
     pub(super) uuid: Uuid,
     /// Running or suspended.
     pub(super) suspended: bool,
-    /// Its QEMU has ended and its name is gone, as in the middle of a destruction.
+    /// Its QEMU has ended, as in the middle of a destruction.
     pub(super) gutted: bool,
+    /// Its name, until that is gone too.
+    pub(super) name: Option<String>,
     /// xl's process.
     pub(super) monitor: ProcessId,
     /// Whether that is stopped.
@@ -52,6 +56,8 @@ pub(super) struct Domain {
     /// How often it was paused.
     pub(super) pauses: u32,
     pub(super) memory: String,
+    /// The disks that it has.
+    pub(super) images: Vec<PathBuf>,
 }
 
 impl Domain {
@@ -76,6 +82,8 @@ pub(super) struct World {
     pub(super) images: BTreeMap<PathBuf, Image>,
     /// Who was to keep the domains that were restored, in their order.
     pub(super) restored_for: Vec<Keeper>,
+    /// How much memory domains have.
+    pub(super) memory_bytes: u64,
     next_domid: u32,
     clock: i64,
     calls: usize,
@@ -109,10 +117,12 @@ impl Shared {
             uuid: Uuid::from_u128(7),
             suspended: false,
             gutted: false,
+            name: Some(NAME.into()),
             monitor: ProcessId { pid: 1, started: 0 },
             monitor_held: false,
             pauses: 0,
             memory: "memory 0".into(),
+            images: IMAGES.map(PathBuf::from).into(),
         };
         let image = Image {
             content: "disk 0".into(),
@@ -121,6 +131,7 @@ impl Shared {
         Self(Rc::new(RefCell::new(World {
             domains: [(1, domain)].into(),
             images: IMAGES.map(|path| (path.into(), image.clone())).into(),
+            memory_bytes: 4096,
             next_domid: 2,
             clock: 1000,
             ..World::default()
@@ -142,12 +153,37 @@ impl Shared {
 
     /// The guest goes on: memory and disks change.
     pub(super) fn live_on(&self, to: &str) {
-        let mut world = self.0.borrow_mut();
+        let world = &mut *self.0.borrow_mut();
         for domain in world.domains.values_mut() {
             domain.memory = format!("memory {to}");
+            for path in &domain.images {
+                world.images.get_mut(path).unwrap().content = format!("disk {to}");
+            }
         }
-        for image in world.images.values_mut() {
-            image.content = format!("disk {to}");
+    }
+
+    /// Somebody ended the domain, and started another one of the name with a disk of its own.
+    pub(super) fn replace_domain(&self) {
+        let mut world = self.0.borrow_mut();
+        let (_, mut domain) = world.domains.pop_first().unwrap();
+        domain.uuid = Uuid::from_u128(8);
+        domain.memory = "memory other".into();
+        domain.images = vec![OTHER.into()];
+        let image = Image {
+            content: "disk other".into(),
+            ..Image::default()
+        };
+        world.images.insert(OTHER.into(), image);
+        world.insert(domain);
+    }
+
+    /// The other domain's disk is at another path.
+    pub(super) fn move_other_image(&self, to: &Path) {
+        let world = &mut *self.0.borrow_mut();
+        let image = world.images.remove(Path::new(OTHER)).unwrap();
+        world.images.insert(to.into(), image);
+        for domain in world.domains.values_mut() {
+            domain.images = vec![to.into()];
         }
     }
 
@@ -187,12 +223,24 @@ impl World {
             .ok_or_else(|| impossible("no such domain"))
     }
 
-    fn with_qemu(&mut self, domid: u32) -> Result<()> {
-        if self.domain(domid)?.gutted {
-            Err(impossible("QEMU is gone"))
-        } else {
-            Ok(())
+    /// Adds a domain with a new domid and a new monitor.
+    fn insert(&mut self, mut domain: Domain) {
+        let domid = self.next_domid;
+        self.next_domid += 1;
+        domain.monitor = ProcessId {
+            pid: i32::try_from(domid).unwrap(),
+            started: 0,
+        };
+        self.domains.insert(domid, domain);
+    }
+
+    /// The image as the domain's QEMU has it open.
+    fn open_image(&mut self, domid: u32, path: &Path) -> Result<&mut Image> {
+        let domain = self.domain(domid)?;
+        if domain.gutted || !domain.images.iter().any(|image| image == path) {
+            return Err(impossible("no QEMU has the image open"));
         }
+        self.image(path)
     }
 
     fn image(&mut self, path: &Path) -> Result<&mut Image> {
@@ -203,10 +251,11 @@ impl World {
 
     /// What the real port makes sure of before it writes.
     fn closed_image(&mut self, path: &Path) -> Result<&mut Image> {
-        if self.domains.values().all(|domain| domain.gutted) {
-            self.image(path)
-        } else {
+        let mut open = self.domains.values().filter(|domain| !domain.gutted);
+        if open.any(|domain| domain.images.iter().any(|image| image == path)) {
             Err(impossible("the image is in use"))
+        } else {
+            self.image(path)
         }
     }
 
@@ -232,7 +281,7 @@ impl World {
             },
             state: domain.state(),
             paused: domain.pauses > 0,
-            memory_bytes: 4096,
+            memory_bytes: self.memory_bytes,
         })
     }
 }
@@ -273,19 +322,23 @@ impl Toolstack for Shared {
     fn domid_of(&self, name: &str) -> Result<Option<u32>> {
         self.call(|world| {
             let mut domains = world.domains.iter();
-            let named = domains.find(|(_, domain)| !domain.gutted && name == NAME);
+            let named = domains.find(|(_, domain)| domain.name.as_deref() == Some(name));
             Ok(named.map(|(domid, _)| *domid))
         })
     }
 
-    fn name_of(&self, _domid: u32) -> Result<Option<String>> {
-        Ok(Some(NAME.to_owned()))
+    fn name_of(&self, domid: u32) -> Result<Option<String>> {
+        let world = self.0.borrow();
+        let domain = world.domains.get(&domid);
+        Ok(domain.and_then(|domain| domain.name.clone()))
     }
 
     fn configuration(&self, domid: u32) -> Result<Configuration> {
         self.call(|world| {
-            let uuid = world.domain(domid)?.uuid;
-            let disks: Vec<_> = IMAGES
+            let domain = world.domain(domid)?;
+            let uuid = domain.uuid;
+            let disks: Vec<_> = domain
+                .images
                 .iter()
                 .zip(["xvda", "xvdb"])
                 .map(|(path, vdev)| {
@@ -357,6 +410,10 @@ impl Toolstack for Shared {
             Ok(())
         })?;
         self.call(|world| {
+            world.domain(domid)?.name = None;
+            Ok(())
+        })?;
+        self.call(|world| {
             world.domains.remove(&domid);
             Ok(())
         })
@@ -366,24 +423,28 @@ impl Toolstack for Shared {
 impl BlockLayer for Shared {
     fn nodes(&self, life: DomainLife) -> Result<Vec<BlockNode>> {
         self.call(|world| {
-            world.with_qemu(life.domid)?;
-            let nodes = world.images.iter().map(|(path, image)| BlockNode {
-                node_name: path.display().to_string(),
-                driver: "qcow2".into(),
-                image: path.as_path().into(),
-                facts: image.facts(),
+            let paths = world.domain(life.domid)?.images.clone();
+            if paths.is_empty() {
+                return Err(impossible("there is no QEMU"));
+            }
+            let nodes = paths.iter().map(|path| {
+                Ok(BlockNode {
+                    node_name: path.display().to_string(),
+                    driver: "qcow2".into(),
+                    image: path.as_path().into(),
+                    facts: world.open_image(life.domid, path)?.facts(),
+                })
             });
-            Ok(nodes.collect())
+            nodes.collect()
         })
     }
 
     fn snapshot(&self, life: DomainLife, tag: &str, disks: &[DiskTarget]) -> Result<()> {
         self.call(|world| {
-            world.with_qemu(life.domid)?;
             world.clock += 1;
             let clock = world.clock;
             for disk in disks {
-                let image = world.image(&disk.image)?;
+                let image = world.open_image(life.domid, &disk.image)?;
                 image
                     .snapshots
                     .insert(tag.to_owned(), (image.content.clone(), clock));
@@ -394,8 +455,8 @@ impl BlockLayer for Shared {
 
     fn delete_snapshot(&self, life: DomainLife, tag: &str, disk: &DiskTarget) -> Result<()> {
         self.call(|world| {
-            world.with_qemu(life.domid)?;
-            world.image(&disk.image)?.snapshots.remove(tag);
+            let image = world.open_image(life.domid, &disk.image)?;
+            image.snapshots.remove(tag);
             Ok(())
         })
     }
@@ -465,21 +526,19 @@ impl Restorer for Shared {
             // Header of 48 bytes, length, configuration, NUL, memory.
             let end = bytes[52..].iter().position(|byte| *byte == 0).unwrap() + 52;
             let config: serde_json::Value = serde_json::from_slice(&bytes[52..end]).unwrap();
-            let domain = Domain {
+            let disks = config["disks"].as_array().unwrap();
+            let paths = disks.iter().map(|disk| disk["pdev_path"].as_str().unwrap());
+            world.insert(Domain {
                 uuid: serde_json::from_value(config["c_info"]["uuid"].clone()).unwrap(),
                 suspended: false,
                 gutted: false,
-                monitor: ProcessId {
-                    pid: i32::try_from(world.next_domid).unwrap(),
-                    started: 0,
-                },
+                name: Some(NAME.into()),
+                monitor: ProcessId { pid: 0, started: 0 },
                 monitor_held: false,
                 pauses: 1,
                 memory: String::from_utf8(bytes[end + 1..].to_vec()).unwrap(),
-            };
-            let domid = world.next_domid;
-            world.next_domid += 1;
-            world.domains.insert(domid, domain);
+                images: paths.map(PathBuf::from).collect(),
+            });
             Ok(())
         })
     }

@@ -1,0 +1,97 @@
+//! Deletions of one snapshot and of a part of the tree.
+
+use super::*;
+use crate::plan::{DeleteRequest, DeleteScope};
+
+/// The same, but that it went back to `one` and on from there: `three` is a branch beside `two`.
+fn branched() -> (tempfile::TempDir, Shared) {
+    let (root, shared) = prepared();
+    let host = shared.host(root.path());
+    revert(&host, "one").unwrap();
+    shared.live_on("3");
+    create(&host, "three").unwrap();
+    shared.live_on("2");
+    (root, shared)
+}
+
+fn delete(host: &Host, name: &str, scope: DeleteScope) -> Result<()> {
+    let request = DeleteRequest {
+        name: name.into(),
+        scope,
+    };
+    match execute(host, &Request::Delete(request)) {
+        // Recovery may have finished it before the command was given again.
+        Err(error) if error.kind() == ErrorKind::NoSuchSnapshot => Ok(()),
+        other => other,
+    }
+}
+
+#[test]
+fn delete_is_all_or_nothing() {
+    let case = Case {
+        prepare: prepared,
+        before: (running("2"), &["one", "two"]),
+        after: (running("2"), &["two"]),
+        given_up: None,
+    };
+    let points = case.every_fault(|host| delete(host, "one", DeleteScope::Only));
+    assert!(points > 20, "{points}");
+}
+
+#[test]
+fn delete_of_a_whole_tree_is_all_or_nothing() {
+    let case = Case {
+        prepare: branched,
+        before: (running("2"), &["one", "two", "three"]),
+        after: (running("2"), &[]),
+        given_up: None,
+    };
+    let points = case.every_fault(|host| delete(host, "one", DeleteScope::WithChildren));
+    assert!(points > 40, "{points}");
+}
+
+#[test]
+fn delete_of_all_below_a_snapshot_is_all_or_nothing() {
+    let case = Case {
+        prepare: branched,
+        before: (running("2"), &["one", "two", "three"]),
+        after: (running("2"), &["one"]),
+        given_up: None,
+    };
+    let points = case.every_fault(|host| delete(host, "one", DeleteScope::ChildrenOnly));
+    assert!(points > 30, "{points}");
+}
+
+/// What is taken between a deletion that failed in the middle and its end does not go with it.
+#[test]
+fn a_snapshot_that_is_taken_during_an_unfinished_deletion_stays() {
+    let (root, shared) = branched();
+    let host = shared.host(root.path());
+    let store = Store::new(root.path()).domain(NAME);
+    let two = store.load().unwrap().find("two").unwrap().id;
+    let foreign = store.snapshot_directory(two).join("foreign");
+    std::fs::write(&foreign, "").unwrap();
+    let error = delete(&host, "one", DeleteScope::WithChildren).unwrap_err();
+    assert!(
+        error.report().contains("is done only in part"),
+        "{}",
+        error.report()
+    );
+    let left = store.load().unwrap();
+    assert!(
+        left.snapshots
+            .iter()
+            .all(|snapshot| snapshot.state == RecordState::Deleting)
+    );
+    let refused = revert(&host, "one").unwrap_err();
+    assert!(
+        refused.report().contains("its deletion has begun"),
+        "{}",
+        refused.report()
+    );
+    create(&host, "four").unwrap();
+    std::fs::remove_file(foreign).unwrap();
+    delete(&host, "one", DeleteScope::WithChildren).unwrap();
+    assert_eq!(names(&host), ["four"]);
+    assert_whole(&shared, root.path(), "finished");
+}
