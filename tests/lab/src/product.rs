@@ -99,6 +99,27 @@ impl<'lab> Product<'lab> {
         Ok(())
     }
 
+    /// Runs a command with an `xl` whose first restore fails, as it does where the host has become too small.
+    ///
+    /// # Errors
+    /// When dom0 does not answer, or nothing was to be restored.
+    pub fn try_run_failing_to_restore(&self, guest: &Guest<'_>, arguments: &str) -> Result<Output> {
+        let bin = format!("{}/bin", guest.dir());
+        self.lab.run(&format!(
+            "rm -rf {bin} && mkdir {bin} && cat > {bin}/xl <<'END'\n#!/bin/sh\n\
+             if [ \"$1\" = restore ] && mkdir {bin}/failed 2>/dev/null; then\n\
+             echo 'not enough memory, says the test' >&2; exit 1; fi\n\
+             exec {} \"$@\"\nEND\nchmod +x {bin}/xl",
+            self.lab.run("command -v xl")?.trim()
+        ))?;
+        let output = self.lab.try_run(
+            &format!("PATH={bin}:$PATH; export PATH; {}", self.command(arguments)),
+            LIMIT,
+        )?;
+        self.lab.run(&format!("test -d {bin}/failed"))?;
+        Ok(output)
+    }
+
     /// Checks that the next command succeeds, and says that it took an interrupted one back.
     ///
     /// # Errors

@@ -5,7 +5,9 @@ mod guests;
 mod power;
 mod save;
 mod snapshot;
+mod snapshot_delete;
 mod snapshot_faults;
+mod snapshot_force;
 mod snapshot_power;
 mod snapshot_refused;
 mod xen;
@@ -19,6 +21,8 @@ pub fn all() -> impl Iterator<Item = &'static Step> {
         guests::STEPS,
         save::STEPS,
         snapshot::STEPS,
+        snapshot_delete::STEPS,
+        snapshot_force::STEPS,
         snapshot_refused::STEPS,
         snapshot_faults::STEPS,
         capi::STEPS,

@@ -169,27 +169,11 @@ fn revert_cannot_restore(context: &mut Context) -> Result<()> {
     guest.set_memory("word", "present")?;
     guest.write("xvda", 2, 1, "present")?;
     let (life, sum) = (guest.life_id()?, guest.sum("xvda", 2, 1)?);
-    // An xl whose first restore fails, as it does where the host has become too small.
-    let bin = format!("{}/bin", guest.dir());
-    lab.run(&format!(
-        "mkdir {bin} && cat > {bin}/xl <<'END'\n#!/bin/sh\n\
-         if [ \"$1\" = restore ] && mkdir {bin}/failed 2>/dev/null; then\n\
-         echo 'not enough memory, says the test' >&2; exit 1; fi\n\
-         exec {} \"$@\"\nEND\nchmod +x {bin}/xl",
-        lab.run("command -v xl")?.trim()
-    ))?;
-    let output = lab.try_run(
-        &format!(
-            "PATH={bin}:$PATH; export PATH; {}",
-            product.command("snapshot-revert {} s")
-        ),
-        Duration::from_secs(300),
-    )?;
+    let output = product.try_run_failing_to_restore(&guest, "snapshot-revert {} s")?;
     assert_eq!(output.status, 1, "{}", output.stderr);
     for words in ["says the test", "are as they were"] {
         ensure!(output.stderr.contains(words), "{}", output.stderr);
     }
-    lab.run(&format!("test -d {bin}/failed"))?;
     assert_eq!(guest.life_id()?, life);
     assert_eq!(guest.get_memory("word")?, "present");
     assert_eq!(guest.sum("xvda", 2, 1)?, sum);
