@@ -7,6 +7,7 @@ gcc g++ libc6-dev make pkg-config valgrind
 libxen-dev libclang-dev
 qemu-utils
 dpkg-dev python3
+groff-base
 mmdebstrap qemu-system-x86 e2fsprogs cpio xz-utils openssh-client
 '
 
