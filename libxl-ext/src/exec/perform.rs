@@ -342,13 +342,13 @@ impl Performer<'_> {
 
     /// What became of the memory of a domain that a step up to and including `last` destroyed.
     pub(super) fn destroyed(&self, last: usize) -> Option<&Memory> {
-        let (life, memory) = self.plan.steps[..=last]
-            .iter()
-            .find_map(|step| match step {
-                Step::Destroy { life, memory, .. } => Some((*life, memory)),
-                _ => None,
-            })?;
-        let is_there = self.look(life).is_ok_and(|view| view.is_some());
+        let mut begun = self.plan.steps.iter().take(last + 1);
+        let (life, memory) = begun.find_map(|step| match step {
+            Step::Destroy { life, memory, .. } => Some((*life, memory)),
+            _ => None,
+        })?;
+        let view = self.look(life).ok().flatten();
+        let is_there = view.is_some_and(|view| view.state != DomainState::Dying);
         (!is_there).then_some(memory)
     }
 
