@@ -20,7 +20,7 @@ NAME ?= main
 
 ## What README promises
 
-demo: prerequisites stage $(LAB)
+demo: prerequisites consumers $(LAB)
 	$(LAB) demo --stage $(STAGE)
 
 test: prerequisites check lab-test

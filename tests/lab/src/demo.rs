@@ -10,6 +10,7 @@ use crate::host::{BootOptions, Lab};
 use crate::image::Image;
 use crate::product::Product;
 use crate::qemu::Lifetime;
+use crate::step::consumer;
 
 const DISKS: [&str; 2] = ["xvda", "xvdb"];
 
@@ -106,6 +107,32 @@ fn show(lab: &Lab, stage: &Path, phases: &mut Phases) -> Result<()> {
         println!("   (empty)");
     }
     println!();
+    from_c(lab, stage, &guest, phases)
+}
+
+/// The same by a daemon in C (`tests/abi`), which checks what it is told.
+fn from_c(lab: &Lab, stage: &Path, guest: &Guest<'_>, phases: &mut Phases) -> Result<()> {
+    const DAEMON: &str = "/run/daemon";
+    lab.put(&consumer(stage, "daemon")?, DAEMON)?;
+    write(guest, "third")?;
+    let before = Seen::look(guest)?;
+    phases.time(
+        "a daemon in C makes three snapshots, asynchronously",
+        || dom0(lab, &format!("{DAEMON} create guest")),
+    )?;
+    write(guest, "fourth")?;
+    phases.time("the daemon reverts to the first", || {
+        dom0(lab, &format!("{DAEMON} revert guest"))
+    })?;
+    let back = Seen::look(guest)?;
+    back.print("after the daemon's revert");
+    ensure!(
+        (&back.sums, &back.life, &back.word) == (&before.sums, &before.life, &before.word),
+        "memory and disks are not those of the snapshot"
+    );
+    phases.time("the daemon deletes one, then a tree", || {
+        dom0(lab, &format!("{DAEMON} delete guest"))
+    })?;
     Ok(())
 }
 

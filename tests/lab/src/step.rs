@@ -34,6 +34,22 @@ pub struct Context {
     all: bool,
 }
 
+/// A program that uses the product, as `tests/abi/consumers.mk` builds it into the directory `consumers` beside the
+/// staging directory.
+///
+/// # Errors
+/// When the program was not built.
+pub(crate) fn consumer(stage: &Path, name: &str) -> Result<PathBuf> {
+    let program = stage.with_file_name("consumers").join(name);
+    if !program.is_file() {
+        bail!(
+            "{} is not there; `make consumers` builds it",
+            program.display()
+        );
+    }
+    Ok(program)
+}
+
 impl Context {
     /// The lab, up and without guests when a step begins.
     pub fn lab(&self) -> &Lab {
@@ -57,22 +73,13 @@ impl Context {
         }
     }
 
-    /// A program that uses the product, as `tests/abi/consumers.mk` builds it into the directory `consumers` beside
-    /// the staging directory.
+    /// A program that uses the product: see [`consumer`].
     ///
     /// # Errors
     /// When the product is not installed, or the program was not built.
     pub fn consumer(&self, name: &str) -> Result<PathBuf> {
         self.needs_product()?;
-        let stage = self.stage.as_deref().unwrap_or(Path::new(""));
-        let program = stage.with_file_name("consumers").join(name);
-        if !program.is_file() {
-            bail!(
-                "{} is not there; `make consumers` builds it",
-                program.display()
-            );
-        }
-        Ok(program)
+        consumer(self.stage.as_deref().unwrap_or(Path::new("")), name)
     }
 
     /// Skips the step unless expensive ones were asked for.
