@@ -273,10 +273,10 @@ fn valgrind(context: &mut Context) -> Result<()> {
     let daemon = Daemon::install(context)?;
     let lab = context.lab();
     let (witness, product) = one_disk(lab, "valgrind")?;
-    for scenario in ["errors", "blocking", "abort", "release"] {
+    for scenario in ["errors", "blocking", "abort", "release", "sigchld"] {
         let log = format!("{}/{scenario}.valgrind", witness.guest.dir());
         let run = daemon.run_command(&format!(
-            "valgrind --log-file={log} --error-exitcode=9 --leak-check=full \
+            "valgrind --log-file={log} --child-silent-after-fork=yes --error-exitcode=9 --leak-check=full \
              --errors-for-leak-kinds=definite,possible {}",
             Daemon::command(scenario, &witness.guest, &product)
         ));
