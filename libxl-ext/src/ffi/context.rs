@@ -13,13 +13,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::port::libxl_sys as sys;
 use crate::types::ExtEvent;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
+use rustix::process::Pid;
+use rustix::thread::gettid;
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::c_int;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::ThreadId;
 
 /// How long a wait lasts before it looks whether another thread took what it waits for.
 const LOOK_AGAIN: Timespec = Timespec {
@@ -78,8 +79,9 @@ struct State {
     calls: Vec<Waiting>,
     due: VecDeque<Due>,
     /// The operations of which something is being delivered now, and by whom. Nothing else of them is
-    /// delivered by another thread meanwhile: a result must not overtake a report of progress.
-    delivering: Vec<(u64, ThreadId)>,
+    /// delivered by another thread meanwhile: a result must not overtake a report of progress. (Threads
+    /// by the kernel's number: std's handle would be memory that a thread of C's never gives back.)
+    delivering: Vec<(u64, Pid)>,
     last_number: u64,
 }
 
@@ -227,11 +229,10 @@ impl State {
 
     /// The oldest of what this thread may deliver.
     fn take_due(&mut self) -> Option<Due> {
-        let me = std::thread::current().id();
+        let me = gettid();
         let others = |due: &Due| {
-            let other = |(operation, thread): &(u64, ThreadId)| {
-                *operation == due.operation && *thread != me
-            };
+            let other =
+                |(operation, thread): &(u64, Pid)| *operation == due.operation && *thread != me;
             self.delivering.iter().any(other)
         };
         let at = self.due.iter().position(|due| !others(due))?;
@@ -266,9 +267,9 @@ struct Delivered<'context>(&'context Context, u64);
 
 impl Drop for Delivered<'_> {
     fn drop(&mut self) {
-        let me = std::thread::current().id();
+        let me = gettid();
         let mut state = self.0.state();
-        let mine = |entry: &(u64, ThreadId)| *entry == (self.1, me);
+        let mine = |entry: &(u64, Pid)| *entry == (self.1, me);
         if let Some(at) = state.delivering.iter().position(mine) {
             state.delivering.swap_remove(at);
         }
