@@ -99,7 +99,7 @@ enum Verb {
         #[command(flatten)]
         name: Name,
     },
-    /// Run the steps, all or those whose name contains a filter, in a lab of their own
+    /// Run the steps, all or those whose name contains a filter, in labs of their own
     Test {
         /// Parts of names of steps
         filters: Vec<String>,
@@ -118,6 +118,9 @@ enum Verb {
         /// Print the names of the steps and run none
         #[arg(long)]
         list: bool,
+        /// How many labs share the steps
+        #[arg(long, default_value_t = 2)]
+        labs: usize,
         #[command(flatten)]
         machine: Machine,
     },
@@ -170,6 +173,7 @@ fn run(verb: Verb) -> Result<u8> {
             keep,
             all,
             list,
+            labs,
             machine,
         } => {
             if list {
@@ -184,6 +188,7 @@ fn run(verb: Verb) -> Result<u8> {
                 all,
                 smp: machine.smp,
                 mem: machine.mem,
+                labs,
             };
             return Ok(u8::from(!step::run_all(&options)?));
         }

@@ -1,9 +1,12 @@
-//! Runs steps one after another in one lab, and reports each on one line.
+//! Runs steps in a few labs side by side, one after another in each, and reports each on one line.
 
 use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
@@ -128,6 +131,8 @@ pub struct Options {
     pub smp: u32,
     /// The lab's memory in MiB.
     pub mem: u32,
+    /// How many labs share the steps. One keeps little more than one CPU of this machine busy.
+    pub labs: usize,
 }
 
 /// How many steps ended how.
@@ -136,6 +141,15 @@ struct Tally {
     passed: u32,
     failed: u32,
     skipped: u32,
+    /// The lines of those that failed, to be said again at the end.
+    failures: Vec<String>,
+}
+
+impl Tally {
+    fn fail(&mut self, line: String) {
+        self.failed += 1;
+        self.failures.push(line);
+    }
 }
 
 impl fmt::Display for Tally {
@@ -155,19 +169,72 @@ pub fn print_names(filters: &[String]) {
     }
 }
 
-/// Boots a lab, runs the steps and says whether none failed.
+/// Boots the labs, runs the steps and says whether none failed.
 ///
 /// # Errors
-/// When the lab does not come up, or no step has such a name.
+/// When a lab does not come up, or no step has such a name.
 pub fn run_all(options: &Options) -> Result<bool> {
-    let steps = chosen(&options.filters);
-    if steps.is_empty() {
+    let queue = Queue {
+        steps: chosen(&options.filters),
+        next: AtomicUsize::new(0),
+        tally: Mutex::default(),
+    };
+    if queue.steps.is_empty() {
         return Err(anyhow!(
             "no step's name contains {}",
             options.filters.join(" or ")
         ));
     }
-    let lab = boot(options)?;
+    let labs = options.labs.clamp(1, queue.steps.len());
+    let ended: Vec<Result<()>> = thread::scope(|scope| {
+        let running: Vec<_> = (0..labs)
+            .map(|number| {
+                scope.spawn({
+                    let queue = &queue;
+                    move || work(number, queue, options)
+                })
+            })
+            .collect();
+        let join = |lab: thread::ScopedJoinHandle<'_, Result<()>>| {
+            lab.join()
+                .unwrap_or_else(|panic| Err(anyhow!("{}", panic_text(panic.as_ref()))))
+        };
+        running.into_iter().map(join).collect()
+    });
+    let tally = queue.tally();
+    for failure in &tally.failures {
+        println!("{failure}");
+    }
+    println!("{tally}");
+    ended.into_iter().collect::<Result<()>>()?;
+    Ok(tally.failed == 0)
+}
+
+/// The steps that are left, and how the others ended.
+struct Queue {
+    steps: Vec<&'static Step>,
+    next: AtomicUsize,
+    tally: Mutex<Tally>,
+}
+
+impl Queue {
+    fn take(&self) -> Option<&'static Step> {
+        self.steps
+            .get(self.next.fetch_add(1, Ordering::Relaxed))
+            .copied()
+    }
+
+    fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
+        // It is whole after each line, also where one panicked.
+        self.tally
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Runs steps in a lab of its own for as long as there are any.
+fn work(number: usize, queue: &Queue, options: &Options) -> Result<()> {
+    let lab = boot(number, options)?;
     if let Some(stage) = &options.stage {
         lab.install(stage)?;
     }
@@ -176,20 +243,17 @@ pub fn run_all(options: &Options) -> Result<bool> {
         stage: options.stage.clone(),
         all: options.all,
     };
-    let mut tally = Tally::default();
-    for step in steps {
-        run_one(step, &mut context, options, &mut tally);
+    while let Some(step) = queue.take() {
+        run_one(step, &mut context, options, queue);
     }
     if options.keep {
         eprintln!(
             "lab: {} stays; `lab destroy --name {0}` ends it",
             context.lab.name()
         );
-    } else {
-        context.lab.destroy()?;
+        return Ok(());
     }
-    println!("{tally}");
-    Ok(tally.failed == 0)
+    context.lab.destroy()
 }
 
 fn chosen(filters: &[String]) -> Vec<&'static Step> {
@@ -201,7 +265,7 @@ fn chosen(filters: &[String]) -> Vec<&'static Step> {
 }
 
 /// The product has no part in the boot, so a second attempt hides nothing of it; that there was one is said.
-fn boot(options: &Options) -> Result<Lab> {
+fn boot(number: usize, options: &Options) -> Result<Lab> {
     let lifetime = if options.keep {
         Lifetime::Detached
     } else {
@@ -212,11 +276,11 @@ fn boot(options: &Options) -> Result<Lab> {
         mem: options.mem,
         lifetime,
     };
-    let name = format!("test-{}", std::process::id());
+    let name = format!("test-{}-{number}", std::process::id());
     Lab::boot(&name, machine).or_else(|error| {
         eprintln!("lab: THE LAB DID NOT COME UP: {error:#}");
         if let Ok(lab) = Lab::attach(&name) {
-            let out = options.logs.join("first-boot");
+            let out = options.logs.join(format!("first-boot-{number}"));
             keep_logs(&lab, &out);
             lab.destroy()?;
         }
@@ -225,28 +289,29 @@ fn boot(options: &Options) -> Result<Lab> {
     })
 }
 
-fn run_one(step: &Step, context: &mut Context, options: &Options, tally: &mut Tally) {
+fn run_one(step: &Step, context: &mut Context, options: &Options, queue: &Queue) {
     let started = Instant::now();
     let result = catch_unwind(AssertUnwindSafe(|| (step.run)(context)))
         .unwrap_or_else(|panic| Err(anyhow!("{}", panic_text(panic.as_ref()))));
     let seconds = started.elapsed().as_secs_f32();
     match result {
         Ok(()) => {
-            tally.passed += 1;
+            queue.tally().passed += 1;
             println!("ok    {} ({seconds:.1} s)", step.name);
         }
         Err(error) => {
             if let Some(Skip(reason)) = error.downcast_ref() {
-                tally.skipped += 1;
+                queue.tally().skipped += 1;
                 println!("skip  {}: {reason}", step.name);
             } else {
-                tally.failed += 1;
                 let out = options.logs.join(step.name);
-                println!(
+                let failure = format!(
                     "FAIL  {} ({seconds:.1} s), logs in {}: {error:#}",
                     step.name,
                     out.display()
                 );
+                println!("{failure}");
+                queue.tally().fail(failure);
                 keep_logs(&context.lab, &out);
             }
         }
@@ -295,8 +360,7 @@ mod tests {
     fn the_summary_names_skipped_steps_only_if_there_are_any() {
         let mut tally = Tally {
             passed: 3,
-            failed: 0,
-            skipped: 0,
+            ..Tally::default()
         };
         assert_eq!(tally.to_string(), "3 passed, 0 failed");
         tally.skipped = 2;
