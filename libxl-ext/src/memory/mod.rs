@@ -5,6 +5,8 @@ mod header;
 mod prove;
 mod write;
 
+#[cfg(fuzzing)]
+pub(crate) use header::header;
 pub(crate) use header::read_header;
 pub(crate) use prove::{export, prove};
 pub(crate) use write::write_image;

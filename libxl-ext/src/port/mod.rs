@@ -25,6 +25,9 @@ pub mod xenctrl;
 pub mod xenstore;
 mod xl;
 
+#[cfg(fuzzing)]
+pub(crate) use qmp_wire::converse as qmp_converse;
+
 use crate::error::Result;
 use crate::event::Observer;
 use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, Stamp};

@@ -48,12 +48,9 @@ impl Images for QemuImg {
         // -U: a QEMU may have it open. The table of snapshots is only changed under our lock.
         let arguments = ["info", "-U", "--output=json", "--image-opts"].map(OsString::from);
         let output = qemu_img(arguments.into_iter().chain([options(image, format)]), &what)?;
-        let info: Info = serde_json::from_slice(&output)
-            .map_err(|error| Error::new(ErrorKind::Toolstack, what).because(error))?;
-        Ok(Some(ImageFacts {
-            virtual_size: info.virtual_size,
-            snapshots: info.snapshots.into_iter().map(Into::into).collect(),
-        }))
+        facts_in(&output)
+            .map(Some)
+            .map_err(|error| Error::new(ErrorKind::Toolstack, what).because(error))
     }
 
     fn create_snapshot(&self, disk: &DiskTarget, tag: &str) -> Result<()> {
@@ -71,6 +68,15 @@ impl Images for QemuImg {
         }
         snapshot(disk, "-d", tag, "delete")
     }
+}
+
+/// What `qemu-img info --output=json` says.
+pub(crate) fn facts_in(output: &[u8]) -> serde_json::Result<ImageFacts> {
+    let info: Info = serde_json::from_slice(output)?;
+    Ok(ImageFacts {
+        virtual_size: info.virtual_size,
+        snapshots: info.snapshots.into_iter().map(Into::into).collect(),
+    })
 }
 
 fn snapshot(disk: &DiskTarget, action: &str, tag: &str, verb: &str) -> Result<()> {
