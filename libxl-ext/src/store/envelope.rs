@@ -216,6 +216,14 @@ mod tests {
     }
 
     #[test]
+    fn a_fraction_is_read_as_it_was_written() {
+        let number = 1.909_999_999_999_999_8e101_f64;
+        let sealed = Envelope::RECORD.seal(&number).unwrap();
+        let read: f64 = Envelope::RECORD.open(&sealed, Path::new("/x")).unwrap();
+        assert_eq!(read.to_bits(), number.to_bits());
+    }
+
+    #[test]
     fn a_number_in_another_form_is_not_ours() {
         let sealed = String::from_utf8(Envelope::RECORD.seal(&42).unwrap()).unwrap();
         for (ours, other) in [(" 1 ", " +1 "), (" 1 ", " 01 "), (" 2 ", " 002 ")] {
