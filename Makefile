@@ -23,9 +23,9 @@ NAME ?= main
 demo: prerequisites consumers $(LAB)
 	$(LAB) demo --stage $(STAGE)
 
-test: prerequisites check lab-test
+test: prerequisites check fuzz-short lab-test
 
-check: fmt clippy unit fuzz-short abi pages
+check: fmt clippy unit abi pages
 
 ## The fast tier
 
@@ -52,7 +52,7 @@ fuzz:
 
 fuzz-short:
 	rm -rf $(CARGO_TARGET_DIR)/fuzz/short
-	$(FUZZ) run SECONDS=10 FOUND=$(CARGO_TARGET_DIR)/fuzz/short
+	$(FUZZ) run SECONDS=5 FOUND=$(CARGO_TARGET_DIR)/fuzz/short
 
 # The C library as others see it, without Xen: its symbols, its headers in C++, its types from C.
 ABI = $(MAKE) --no-print-directory -C tests/abi
