@@ -118,8 +118,8 @@ enum Verb {
         /// Print the names of the steps and run none
         #[arg(long)]
         list: bool,
-        /// How many labs share the steps
-        #[arg(long, default_value_t = 2)]
+        /// How many labs share the steps; each keeps up to two CPUs of this machine busy
+        #[arg(long, default_value_t = 1)]
         labs: usize,
         #[command(flatten)]
         machine: Machine,

@@ -1,4 +1,4 @@
-//! Runs steps in a few labs side by side, one after another in each, and reports each on one line.
+//! Runs steps in one lab or a few side by side, one after another in each, and reports each on one line.
 
 use std::any::Any;
 use std::fmt;
@@ -131,7 +131,7 @@ pub struct Options {
     pub smp: u32,
     /// The lab's memory in MiB.
     pub mem: u32,
-    /// How many labs share the steps. One keeps little more than one CPU of this machine busy.
+    /// How many labs share the steps. Each keeps up to two CPUs of this machine busy.
     pub labs: usize,
 }
 
