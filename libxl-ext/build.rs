@@ -11,6 +11,7 @@ const IDL: &str = "../idl/libxl_ext_types.idl";
 /// What we call of libxl, and the C library's functions for what it allocates and formats.
 const FUNCTIONS: &str = "libxl_(ctx_alloc|ctx_free|childproc_setmode|name_to_domid|domid_to_name|retrieve_domain_configuration\
     |domain_config_(init|dispose|to_json|from_json)|domain_restore_params_(init|dispose)\
+    |userdata_(store|retrieve)\
     |domain_(suspend|resume|pause|unpause|destroy|create_restore)|device_disk_.*)\
     |vsnprintf|free|xtl_log|xtl_createlogger_stdiostream";
 

@@ -3,6 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::{DeviceDisk, ImageFacts, ImageFormat};
 use crate::model::domain::{DomainLife, DomainState, GuestType};
+use crate::model::layer::Backing;
 use crate::model::name::SnapshotId;
 use crate::model::process::ProcessId;
 use crate::model::record::DomainRecord;
@@ -22,7 +23,7 @@ pub struct Inventory {
     pub live: Option<LiveDomain>,
     /// What the store keeps.
     pub record: DomainRecord,
-    /// Every qcow2 image that the running domain or a snapshot names; `None` where the file is missing.
+    /// Every image that the running domain or a snapshot names; `None` where the file is missing.
     pub images: BTreeMap<PathBuf, Option<ImageFacts>>,
     /// Why an image that is there could not be read; it counts as missing in `images`.
     pub unreadable: BTreeMap<PathBuf, String>,
@@ -162,17 +163,23 @@ pub fn observe(ports: &Ports, target: &Target) -> Result<Inventory> {
     // The domain's QEMU knows best what is in the images that it has open.
     if let Some(live) = live.as_ref().filter(|live| live.has_qemu()) {
         for node in ports.block.nodes(live.life)? {
-            if node.driver == ImageFormat::Qcow2.driver() {
+            if ImageFormat::of(&node.driver).is_some() {
                 images.insert(node.image.into_path_buf(), Some(node.facts));
             }
         }
     }
-    for proof in record.snapshots.iter().flat_map(|snapshot| &snapshot.disks) {
-        let path = proof.target.image.to_path_buf();
+    let of_snapshots = record.snapshots.iter().flat_map(|snapshot| &snapshot.disks);
+    let of_snapshots = of_snapshots.map(|proof| Backing::from(&proof.target));
+    let of_layers = record.layers.iter().flat_map(|layer| {
+        let own = Backing::from(&layer.target());
+        layer.backing.clone().into_iter().chain([own])
+    });
+    for known in of_snapshots.chain(of_layers) {
+        let path = known.image.to_path_buf();
         if let Entry::Vacant(unseen) = images.entry(path) {
             let facts = ports
                 .images
-                .facts(unseen.key(), proof.target.format)
+                .facts(unseen.key(), known.format)
                 .unwrap_or_else(|error| {
                     unreadable.insert(unseen.key().clone(), error.report());
                     None

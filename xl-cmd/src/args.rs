@@ -1,9 +1,10 @@
 //! What can be typed. Validation that needs no host happens here; a mistake ends with exit status 2.
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
+use libxl_ext::model::disk::DiskKind;
 use libxl_ext::model::domain::GuestState;
 use libxl_ext::model::name::SnapshotName;
-use libxl_ext::plan::DeleteScope;
+use libxl_ext::plan::{DeleteScope, DiskChoice, Take};
 use libxl_ext::store::DEFAULT_ROOT;
 use std::path::PathBuf;
 
@@ -52,6 +53,12 @@ pub(crate) struct Create {
     /// Words of your own.
     #[arg(long, value_name = "TEXT")]
     pub(crate) description: Option<String>,
+    /// Let every disk go on in a new image on top of the present one [default: raw disks only].
+    #[arg(long)]
+    pub(crate) external: bool,
+    /// Say how one disk is taken; may be given for several.
+    #[arg(long = "disk", value_name = "VDEV[,snapshot=no|internal|external][,file=PATH]", value_parser = disk_choice)]
+    pub(crate) disks: Vec<DiskChoice>,
     #[command(flatten)]
     pub(crate) output: Output,
     /// The domain.
@@ -165,6 +172,43 @@ fn snapshot_name(name: &str) -> Result<SnapshotName, String> {
     SnapshotName::new(name).map_err(|error| error.report())
 }
 
+/// `VDEV[,snapshot=no|internal|external][,file=PATH]`. The path goes to the end, whatever is in it.
+fn disk_choice(text: &str) -> Result<DiskChoice, String> {
+    let (vdev, mut rest) = text.split_once(',').unwrap_or((text, ""));
+    let mut choice = DiskChoice {
+        vdev: vdev.to_owned(),
+        take: None,
+        file: None,
+    };
+    if vdev.is_empty() || vdev.contains('=') {
+        return Err("it begins with the disk's virtual device, such as xvda".into());
+    }
+    while !rest.is_empty() {
+        if let Some(path) = rest.strip_prefix("file=") {
+            choice.file = Some(path.into());
+            break;
+        }
+        let (word, after) = rest.split_once(',').unwrap_or((rest, ""));
+        choice.take = Some(match word.strip_prefix("snapshot=") {
+            Some("no") => Take::No,
+            Some("internal") => Take::As(DiskKind::Internal),
+            Some("external") => Take::As(DiskKind::External),
+            _ => {
+                return Err(format!(
+                    "{word:?} is none of snapshot=no|internal|external and file=PATH"
+                ));
+            }
+        });
+        rest = after;
+    }
+    match (choice.take, &choice.file) {
+        (Some(Take::No | Take::As(DiskKind::Internal)), Some(_)) => {
+            Err("a file is only for snapshot=external".into())
+        }
+        _ => Ok(choice),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,6 +253,29 @@ mod tests {
         };
         assert!(!force(&["--paused"]));
         assert!(force(&["--paused", "--force"]));
+    }
+
+    #[test]
+    fn what_is_said_of_a_disk_is_understood_or_refused() {
+        let choice = |text: &str| disk_choice(text);
+        let taken = choice("xvdb,snapshot=external,file=/i/a,b.qcow2").unwrap();
+        assert_eq!(
+            (&*taken.vdev, taken.take),
+            ("xvdb", Some(Take::As(DiskKind::External)))
+        );
+        assert_eq!(taken.file.unwrap(), PathBuf::from("/i/a,b.qcow2"));
+        assert_eq!(choice("xvda,snapshot=no").unwrap().take, Some(Take::No));
+        assert_eq!(choice("xvda").unwrap().take, None);
+        for bad in [
+            "",
+            ",snapshot=no",
+            "snapshot=no",
+            "xvda,snapshot=maybe",
+            "xvda,x",
+            "xvda,snapshot=no,file=/a",
+        ] {
+            assert!(choice(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

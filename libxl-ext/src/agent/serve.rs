@@ -200,6 +200,7 @@ fn request(call: &Call) -> Result<Option<Request>> {
         Call::Create { name, description } => Some(Request::Create(CreateRequest {
             name: name.map(SnapshotName::new).transpose()?,
             description,
+            ..CreateRequest::default()
         })),
         Call::Revert { name, state, force } => {
             Some(Request::Revert(RevertRequest { name, state, force }))

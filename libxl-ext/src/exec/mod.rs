@@ -1,6 +1,7 @@
 //! Carrying out a plan: journal the intent, do the steps, take them back on an error, and after a crash
 //! finish what had committed and take back what had not.
 
+mod disks;
 mod engine;
 mod journal;
 mod perform;

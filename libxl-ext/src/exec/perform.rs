@@ -6,9 +6,10 @@ use crate::event::Observer;
 use crate::memory;
 use crate::model::disk::{DiskTarget, Stamp};
 use crate::model::domain::{DomainLife, DomainState, GuestState};
+use crate::model::layer::Layer;
 use crate::model::name::SnapshotId;
-use crate::model::record::{DomainRecord, MemoryProof, SnapshotRecord};
-use crate::plan::{Memory, Plan, Step, StoreChange};
+use crate::model::record::{DiskProof, DomainRecord, MemoryProof, SnapshotRecord};
+use crate::plan::{Memory, Plan, Step, StoreChange, Switch};
 use crate::port::{DomainView, Ports};
 use crate::store::DomainStore;
 use std::cell::Cell;
@@ -24,13 +25,13 @@ const PAUSES_MAX: usize = 32;
 
 /// How long after its last entry in the journal an operation may still have written to images: QEMU
 /// flushes when it ends.
-const LAST_WRITES: Duration = Duration::from_secs(60);
+pub(super) const LAST_WRITES: Duration = Duration::from_secs(60);
 
 /// What was learned on the way and belongs into the record.
 #[derive(Default)]
 pub(super) struct Measured {
     memory: Option<MemoryProof>,
-    stamps: BTreeMap<Box<Path>, Stamp>,
+    pub(super) stamps: BTreeMap<Box<Path>, Stamp>,
 }
 
 /// Everything that a step needs.
@@ -69,10 +70,17 @@ impl Performer<'_> {
                 measured.memory = Some(proof);
                 Ok(())
             }
-            Step::SnapshotDisks { life, id, disks } => {
-                self.ports.block.snapshot(*life, &id.tag(), disks)?;
-                self.read_stamps(*life, *id, disks, measured)
-            }
+            Step::CreateLayers { layers } => self.create_layers(layers),
+            Step::ExtractLayers { id, layers } => self.extract_layers(*id, layers),
+            Step::SnapshotDisks {
+                life,
+                id,
+                disks,
+                layers,
+            } => self.snapshot_disks(*life, *id, disks, layers, measured),
+            Step::PointDisks { life, switches } => self.point_disks(*life, switches),
+            Step::LeaveLayers { life, layers } => self.leave_layers(*life, layers),
+            Step::RemoveLayers { layers } => self.remove_layers(layers),
             Step::SnapshotImages { id, disks } => disks
                 .iter()
                 .try_for_each(|disk| self.ports.images.create_snapshot(disk, &id.tag())),
@@ -80,7 +88,7 @@ impl Performer<'_> {
             Step::Seal { id } => self.store.seal_memory(*id),
             Step::Destroy { life, .. } => self.destroy(*life),
             Step::ApplyImages { id, disks, .. } => self.apply_images(*id, disks),
-            Step::Restore { id, uuid } => self.restore(*id, *uuid),
+            Step::Restore { id, uuid, switches } => self.restore(*id, *uuid, switches),
             Step::BringBack {
                 id,
                 life,
@@ -146,7 +154,7 @@ impl Performer<'_> {
         }
     }
 
-    fn prove(&self, id: SnapshotId, disks: &[DiskTarget]) -> Result<()> {
+    fn prove(&self, id: SnapshotId, disks: &[DiskProof]) -> Result<()> {
         let record = self.recorded(id)?;
         let proof = record.memory.as_ref().ok_or_else(|| {
             Error::new(
@@ -155,24 +163,12 @@ impl Performer<'_> {
             )
         })?;
         memory::prove(&self.store.memory_path(id), proof, self.observer)?;
-        for disk in disks {
-            let facts = self.ports.images.facts(&disk.image, disk.format)?;
-            if facts.is_none_or(|facts| facts.snapshot(&id.tag()).is_none()) {
-                return Err(Error::new(
-                    ErrorKind::Corrupt,
-                    format!(
-                        "{} ({}) no longer holds {}",
-                        disk.image.display(),
-                        disk.vdev,
-                        id.tag()
-                    ),
-                ));
-            }
-        }
-        Ok(())
+        disks
+            .iter()
+            .try_for_each(|proof| self.prove_disk(id, proof))
     }
 
-    fn recorded(&self, id: SnapshotId) -> Result<SnapshotRecord> {
+    pub(super) fn recorded(&self, id: SnapshotId) -> Result<SnapshotRecord> {
         self.store.load()?.get(id).cloned().ok_or_else(|| {
             Error::new(
                 ErrorKind::Stale,
@@ -191,7 +187,7 @@ impl Performer<'_> {
     }
 
     /// The domain, if this life of it has not ended.
-    fn look(&self, life: DomainLife) -> Result<Option<DomainView>> {
+    pub(super) fn look(&self, life: DomainLife) -> Result<Option<DomainView>> {
         Ok(self
             .ports
             .hypervisor
@@ -215,31 +211,6 @@ impl Performer<'_> {
             Some(DomainState::Running) => self.ports.toolstack.pause(life.domid),
             _ => Ok(()),
         }
-    }
-
-    fn read_stamps(
-        &self,
-        life: DomainLife,
-        id: SnapshotId,
-        disks: &[DiskTarget],
-        measured: &mut Measured,
-    ) -> Result<()> {
-        let nodes = self.ports.block.nodes(life)?;
-        let tag = id.tag();
-        for disk in disks {
-            let snapshot = nodes
-                .iter()
-                .filter(|node| node.image == disk.image)
-                .find_map(|node| node.facts.snapshot(&tag))
-                .ok_or_else(|| {
-                    Error::new(
-                        ErrorKind::Toolstack,
-                        format!("QEMU made no snapshot {tag} in {}", disk.image.display()),
-                    )
-                })?;
-            measured.stamps.insert(disk.image.clone(), snapshot.stamp);
-        }
-        Ok(())
     }
 
     /// Lets a domain go on that was suspended, or was about to be when we were killed.
@@ -281,22 +252,17 @@ impl Performer<'_> {
         }
     }
 
-    fn apply_images(&self, id: SnapshotId, disks: &[DiskTarget]) -> Result<()> {
-        self.refuse_if_used_since(disks)?;
-        disks
-            .iter()
-            .try_for_each(|disk| self.ports.images.apply_snapshot(disk, &id.tag()))
-    }
-
-    fn restore(&self, id: SnapshotId, uuid: uuid::Uuid) -> Result<()> {
+    fn restore(&self, id: SnapshotId, uuid: uuid::Uuid, switches: &[Switch]) -> Result<()> {
         // What an earlier attempt left half-built.
         self.destroy_restored(uuid)?;
         if let Some(view) = self.find_by_name()? {
             return Err(self.usurped(view));
         }
-        self.ports
-            .restorer
-            .restore_paused(&self.store.memory_path(id), self.plan.keeper)?;
+        self.ports.restorer.restore_paused(
+            &self.store.memory_path(id),
+            self.plan.keeper,
+            switches,
+        )?;
         match self.find_by_uuid(uuid)? {
             Some(view) if view.state == DomainState::Paused => Ok(()),
             Some(view) => Err(Error::new(
@@ -327,7 +293,7 @@ impl Performer<'_> {
         self.destroy(life)?;
         self.destroy_restored(life.uuid)?;
         self.apply_images(id, disks)?;
-        self.restore(id, life.uuid)
+        self.restore(id, life.uuid, &[])
     }
 
     fn destroy_rest(&self, life: DomainLife, has_qemu: bool) -> Result<()> {
@@ -373,7 +339,7 @@ impl Performer<'_> {
         Ok(())
     }
 
-    fn usurped(&self, view: DomainView) -> Error {
+    pub(super) fn usurped(&self, view: DomainView) -> Error {
         Error::new(
             ErrorKind::NeedsRepair,
             format!(
@@ -384,44 +350,7 @@ impl Performer<'_> {
         .hint(self.ways_out())
     }
 
-    /// After a kill: a memory image fits the disks as they were left. If somebody used them since, it does
-    /// not. Our own domain is gone by the time that images are set back.
-    fn refuse_if_used_since(&self, disks: &[DiskTarget]) -> Result<()> {
-        if self.killed_at.is_none() || self.images_are_ours.get() {
-            return Ok(());
-        }
-        if let Some(view) = self.find_by_name()? {
-            return Err(self.usurped(view));
-        }
-        self.refuse_if_written_since(disks.iter().map(|disk| &disk.image))?;
-        self.images_are_ours.set(true);
-        Ok(())
-    }
-
-    fn refuse_if_written_since<'a>(
-        &self,
-        images: impl Iterator<Item = &'a Box<Path>>,
-    ) -> Result<()> {
-        let Some(killed_at) = self.killed_at else {
-            return Ok(());
-        };
-        for image in images {
-            let written = std::fs::metadata(image).and_then(|image| image.modified());
-            if written.is_ok_and(|time| time > killed_at + LAST_WRITES) {
-                return Err(Error::new(
-                    ErrorKind::NeedsRepair,
-                    format!(
-                        "{} was written to after the operation had been interrupted",
-                        image.display()
-                    ),
-                )
-                .hint(self.ways_out()));
-            }
-        }
-        Ok(())
-    }
-
-    fn ways_out(&self) -> String {
+    pub(super) fn ways_out(&self) -> String {
         format!(
             "to keep the disks as they are now, remove {}; to go back to the state before the \
              interrupted command, shut the domain down, `touch` that file and give any command",
@@ -449,23 +378,6 @@ impl Performer<'_> {
         self.store.save(&record)
     }
 
-    fn delete_tags(&self, id: SnapshotId, disks: &[DiskTarget]) -> Result<()> {
-        let tag = id.tag();
-        let view = self.find_by_name()?;
-        let nodes = view.map(|view| self.ports.block.nodes(view.life));
-        for disk in disks {
-            match (view, &nodes) {
-                (Some(view), Some(Ok(nodes)))
-                    if nodes.iter().any(|node| node.image == disk.image) =>
-                {
-                    self.ports.block.delete_snapshot(view.life, &tag, disk)?;
-                }
-                _ => self.ports.images.delete_snapshot(disk, &tag)?,
-            }
-        }
-        Ok(())
-    }
-
     fn announce(&self) -> Result<()> {
         let record = self.store.load()?;
         let name = record
@@ -479,7 +391,7 @@ impl Performer<'_> {
         Ok(())
     }
 
-    fn find_by_name(&self) -> Result<Option<DomainView>> {
+    pub(super) fn find_by_name(&self) -> Result<Option<DomainView>> {
         match self.ports.toolstack.domid_of(&self.plan.domain)? {
             Some(domid) => self.ports.hypervisor.look(domid),
             None => Ok(None),
@@ -493,7 +405,10 @@ impl Performer<'_> {
 
 fn apply(record: &mut DomainRecord, change: &StoreChange, measured: &Measured) {
     match change {
-        StoreChange::Add { record: new } => {
+        StoreChange::Add {
+            record: new,
+            layers,
+        } => {
             if record.get(new.id).is_some() {
                 return;
             }
@@ -503,8 +418,17 @@ fn apply(record: &mut DomainRecord, change: &StoreChange, measured: &Measured) {
                 proof.stamp = measured.stamps.get(&proof.target.image).copied();
             }
             record.add(new);
+            record.add_layers(layers);
+            record.make_disks(&layers.iter().map(Layer::target).collect::<Vec<_>>());
         }
-        StoreChange::SetCurrent { id } => record.current = Some(*id),
+        StoreChange::SetCurrent { id, layers, disks } => {
+            record.current = Some(*id);
+            record.add_layers(layers);
+            record.make_disks(disks);
+        }
+        StoreChange::ForgetLayers { images } => {
+            record.layers.retain(|layer| !images.contains(&layer.image));
+        }
         StoreChange::MarkDeleting { ids } => record.mark_deleting(ids),
         StoreChange::Remove { ids } => ids.iter().for_each(|id| record.remove(*id)),
     }

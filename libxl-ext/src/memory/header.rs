@@ -12,7 +12,7 @@ const FLAG_JSON: u32 = 1 << 0;
 const FLAG_STREAM_V2: u32 = 1 << 1;
 
 /// The bytes before the stream, for a domain of the given configuration.
-pub(super) fn header(configuration: &str) -> Result<Vec<u8>> {
+pub(crate) fn header(configuration: &str) -> Result<Vec<u8>> {
     // xl counts the NUL that ends the text.
     let too_long = || {
         Error::new(

@@ -5,7 +5,7 @@ mod header;
 mod prove;
 mod write;
 
-pub(crate) use header::read_header;
+pub(crate) use header::{header, read_header};
 pub(crate) use prove::{export, prove};
 pub(crate) use write::write_image;
 

@@ -19,6 +19,11 @@ use xxhash_rust::xxh3::Xxh3;
 /// How much is copied at a time, in bytes, and how much the pipe holds.
 const CHUNK: usize = 1 << 20;
 
+/// What libxl writes itself before its helper writes the memory: the stream's header and the head of the
+/// record in which the memory is, in bytes. If it cannot, libxl (4.17's `libxl__save_helper_abort`) calls
+/// through a null pointer, so the pipe is not closed before.
+const HEAD: u64 = 16 + 8;
+
 /// Suspends the domain and writes its configuration and memory to a new file at `path`. The domain
 /// stays suspended. `estimate` is the length to expect, in bytes, for the progress.
 ///
@@ -72,20 +77,31 @@ fn copy(
     observer: &dyn Observer,
 ) -> Result<Image> {
     let mut chunk = vec![0; CHUNK];
+    let mut taken = 0;
+    let mut failed = None;
     loop {
-        if observer.wants_abort() {
-            return Err(Error::new(
+        if failed.is_none() && observer.wants_abort() {
+            failed = Some(Error::new(
                 ErrorKind::Aborted,
                 "stopped while the memory was written",
             ));
         }
+        if taken > HEAD
+            && let Some(error) = failed
+        {
+            return Err(error);
+        }
         let length = match source.read(&mut chunk) {
-            Ok(0) => return Ok(image),
+            Ok(0) => return failed.map_or(Ok(image), Err),
             Ok(length) => length,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(Error::io("read the memory from libxl", error)),
         };
-        image.append(&chunk[..length])?;
+        taken += length as u64;
+        if failed.is_some() {
+            continue;
+        }
+        failed = image.append(&chunk[..length]).err();
         observer.progress(Progress {
             done: image.bytes,
             total: estimate.max(image.bytes),
@@ -116,6 +132,59 @@ impl Image {
         MemoryProof {
             bytes: self.bytes,
             xxh3: format!("{:032x}", self.hash.digest128()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    /// Wants to stop from the beginning.
+    struct Impatient;
+
+    impl Observer for Impatient {
+        fn step(&self, _what: &str) {}
+        fn progress(&self, _progress: Progress) {}
+        fn note(&self, _text: &str) {}
+        fn wants_abort(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn libxl_gets_its_head_written_whatever_fails_on_our_side() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        let read_only = |file: File| {
+            drop(file);
+            File::open(&path).unwrap()
+        };
+        let ready: [(&dyn Observer, bool); 2] =
+            [(&Impatient, false), (&crate::event::Unobserved, true)];
+        for (observer, full) in ready {
+            let file = File::create(&path).unwrap();
+            let image = Image {
+                // A file that takes nothing, as a full disk does.
+                file: if full { read_only(file) } else { file },
+                name: String::new(),
+                hash: Xxh3::new(),
+                bytes: 0,
+            };
+            let (source, mut sink) = std::io::pipe().unwrap();
+            std::thread::scope(|scope| {
+                let copier = scope.spawn(move || {
+                    let source = File::from(std::os::fd::OwnedFd::from(source));
+                    copy(source, image, 0, observer).map(drop)
+                });
+                for _ in 0..HEAD {
+                    sink.write_all(&[0]).expect("the pipe is open");
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                while sink.write_all(&[0; 512]).is_ok() {}
+                assert!(copier.join().unwrap().is_err());
+            });
         }
     }
 }

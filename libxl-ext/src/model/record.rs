@@ -1,7 +1,8 @@
 //! What the store keeps of a domain: its snapshots, their order and what proves them whole.
 
-use crate::model::disk::{DiskTarget, Stamp};
+use crate::model::disk::{DiskKind, DiskTarget, Stamp};
 use crate::model::domain::{GuestState, GuestType};
+use crate::model::layer::Layer;
 use crate::model::name::{SnapshotId, SnapshotName};
 use crate::types::DomainSnapshot;
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,9 @@ pub struct DomainRecord {
     pub current: Option<SnapshotId>,
     /// Every snapshot, parents before children.
     pub snapshots: Vec<SnapshotRecord>,
+    /// Every image that we made, those below before those above.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<Layer>,
 }
 
 impl DomainRecord {
@@ -31,6 +35,7 @@ impl DomainRecord {
             last_operation: None,
             current: None,
             snapshots: Vec::new(),
+            layers: Vec::new(),
         }
     }
 }
@@ -98,6 +103,10 @@ pub struct DiskProof {
     /// Device and image.
     #[serde(flatten)]
     pub target: DiskTarget,
-    /// When QEMU made the internal snapshot; it is named after the snapshot's identity.
+    /// Inside the image, or the image itself.
+    #[serde(default)]
+    pub kind: DiskKind,
+    /// Internal: when QEMU made the snapshot, which is named after the snapshot's identity. External: when
+    /// the image was last written to.
     pub stamp: Option<Stamp>,
 }

@@ -1,10 +1,12 @@
 //! What every plan must satisfy, whichever planner wrote it. A plan that breaks a rule is a bug of the
 //! planner and is refused before anything is touched.
 
+use super::chains::Chains;
 use super::{Memory, Plan, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::disk::DiskTarget;
+use crate::model::disk::{DiskKind, DiskTarget};
 use crate::model::domain::DomainState;
+use crate::model::layer::Layer;
 use crate::model::name::SnapshotId;
 use crate::model::record::SnapshotRecord;
 use crate::observe::Inventory;
@@ -32,6 +34,7 @@ pub fn check(plan: &Plan, inventory: &Inventory) -> Result<()> {
             .flat_map(bound_images)
             .collect(),
         applied: BTreeSet::new(),
+        chains: Chains::of(&inventory.record),
         open: live
             .into_iter()
             .flat_map(|live| &live.disks)
@@ -113,6 +116,8 @@ struct Checker<'a> {
     /// The images that belong to a snapshot's memory, and those that were set to it.
     bound: BTreeSet<(SnapshotId, Box<Path>)>,
     applied: BTreeSet<(SnapshotId, Box<Path>)>,
+    /// The layers, and what becomes of them.
+    chains: Chains,
     /// Images that the domain that was found may write to.
     open: BTreeSet<&'a Path>,
     domain: Domain,
@@ -159,7 +164,36 @@ impl Checker<'_> {
                 self.domain = Domain::Suspended;
                 self.saved.insert(*id);
             }
-            Step::SnapshotDisks { id, disks, .. } => {
+            Step::CreateLayers { layers } => {
+                layers.iter().try_for_each(|layer| self.make(layer, None))?;
+            }
+            Step::ExtractLayers { id, layers } => {
+                require(
+                    self.proven.contains(id),
+                    "copies a snapshot that was not proven whole",
+                )?;
+                layers
+                    .iter()
+                    .try_for_each(|made| self.make(&made.layer, Some(&*made.from.image)))?;
+            }
+            Step::PointDisks { switches, .. } => self.chains.point(switches),
+            Step::RemoveLayers { layers } => {
+                require(
+                    self.committed,
+                    "removes images before the point of no return",
+                )?;
+                for layer in layers {
+                    require(
+                        !matches!(self.domain, Domain::Present | Domain::Suspended)
+                            || !self.open.contains(&*layer.image),
+                        "removes an image that the domain has open",
+                    )?;
+                    self.chains.remove(&layer.image)?;
+                }
+            }
+            Step::SnapshotDisks {
+                id, disks, layers, ..
+            } => {
                 require(
                     !self.domain.is_gone(),
                     "asks the QEMU of a domain that is gone",
@@ -173,6 +207,7 @@ impl Checker<'_> {
                     "splits one snapshot over two transactions",
                 )?;
                 self.cover(*id, disks);
+                self.chains.go_on_in(layers)?;
             }
             Step::SnapshotImages { id, disks } => {
                 require(
@@ -182,7 +217,10 @@ impl Checker<'_> {
                 )?;
                 self.cover(*id, disks);
             }
-            Step::Resume { .. } => self.domain = Domain::Present,
+            Step::Resume { .. } => {
+                self.chains.require_pointed()?;
+                self.domain = Domain::Present;
+            }
             Step::Seal { id } => {
                 require(self.saved.contains(id), "seals memory that was not saved")?;
                 self.sealed.insert(*id);
@@ -224,13 +262,19 @@ impl Checker<'_> {
                 require(
                     disks
                         .iter()
+                        .all(|disk| !self.inventory.record.is_frozen(&disk.image)),
+                    "changes an image that others stand on",
+                )?;
+                require(
+                    disks
+                        .iter()
                         .all(|disk| self.covered.contains(&(*instead_of, disk.image.clone()))),
                     "overwrites disk content that no snapshot keeps",
                 )?;
                 self.applied
                     .extend(disks.iter().map(|disk| (*id, disk.image.clone())));
             }
-            Step::Restore { id, .. } => {
+            Step::Restore { id, switches, .. } => {
                 require(
                     self.domain.is_gone(),
                     "restores beside a domain that is there",
@@ -239,9 +283,18 @@ impl Checker<'_> {
                     self.proven.contains(id),
                     "restores a snapshot that was not proven whole",
                 )?;
-                let mut bound = self.bound.iter().filter(|(bound, _)| bound == id);
+                let record = self.inventory.record.get(*id);
+                let mut disks = record.into_iter().flat_map(|record| &record.disks);
                 require(
-                    bound.all(|image| self.applied.contains(image)),
+                    disks.all(|proof| {
+                        let image = &proof.target.image;
+                        match proof.kind {
+                            DiskKind::Internal if self.applied.contains(&(*id, image.clone())) => {
+                                true
+                            }
+                            _ => self.chains.made_of(switches, proof),
+                        }
+                    }),
                     "restores memory onto disks of another instant",
                 )?;
                 self.domain = Domain::Restored;
@@ -264,19 +317,26 @@ impl Checker<'_> {
                 )?;
                 self.committed = true;
                 match change {
-                    StoreChange::Add { record } => {
+                    StoreChange::Add { record, layers } => {
                         require(
                             self.sealed.contains(&record.id),
                             "records memory that is not durable",
                         )?;
                         require(
                             record.disks.iter().all(|proof| {
-                                self.covered
-                                    .contains(&(record.id, proof.target.image.clone()))
+                                let image = &proof.target.image;
+                                match proof.kind {
+                                    DiskKind::Internal => {
+                                        self.covered.contains(&(record.id, image.clone()))
+                                    }
+                                    DiskKind::External => self.chains.is_left(image),
+                                }
                             }),
                             "records a disk that was not snapshotted",
                         )?;
                         self.referred.insert(record.id);
+                        let disks: Vec<_> = layers.iter().map(Layer::target).collect();
+                        self.chains.commit(Some(record), layers, &disks)?;
                     }
                     StoreChange::MarkDeleting { ids } => {
                         ids.iter().try_for_each(|id| self.mark(*id))?;
@@ -284,12 +344,14 @@ impl Checker<'_> {
                     StoreChange::Remove { ids } => {
                         ids.iter().try_for_each(|id| self.remove(*id))?;
                     }
-                    StoreChange::SetCurrent { id } => {
+                    StoreChange::SetCurrent { id, layers, disks } => {
                         require(
                             self.referred.contains(id),
                             "makes an unknown snapshot current",
                         )?;
+                        self.chains.commit(None, layers, disks)?;
                     }
+                    StoreChange::ForgetLayers { images } => self.chains.forget(images)?,
                 }
             }
             Step::DeleteTags { id, disks } => {
@@ -307,6 +369,7 @@ impl Checker<'_> {
                 }
             }
             Step::BringBack { .. }
+            | Step::LeaveLayers { .. }
             | Step::DestroyRest { .. }
             | Step::DestroyRestored { .. }
             | Step::Pause { .. } => {
@@ -379,6 +442,14 @@ impl Checker<'_> {
         )
     }
 
+    fn make(&mut self, layer: &Layer, from: Option<&Path>) -> Result<(), &'static str> {
+        require(
+            !self.inventory.images.contains_key(&*layer.image),
+            "overwrites an image that is there",
+        )?;
+        self.chains.make(layer, from)
+    }
+
     fn first_of(&self, id: SnapshotId) -> bool {
         self.covered.iter().all(|(covered, _)| *covered != id)
     }
@@ -396,6 +467,6 @@ fn bound_images(record: &SnapshotRecord) -> impl Iterator<Item = (SnapshotId, Bo
         .map(|proof| (record.id, proof.target.image.clone()))
 }
 
-fn require(holds: bool, otherwise: &'static str) -> Result<(), &'static str> {
+pub(super) fn require(holds: bool, otherwise: &'static str) -> Result<(), &'static str> {
     if holds { Ok(()) } else { Err(otherwise) }
 }

@@ -1,15 +1,15 @@
 //! Planning a snapshot: memory and all writable disks at one instant.
 
+use super::disks::{Choice, DiskChoice};
 use super::{Cost, Fresh, Operation, Plan, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory;
-use crate::model::disk::{DeviceDisk, DiskTarget, ImageFormat};
+use crate::model::disk::DiskKind;
 use crate::model::domain::{DomainState, GuestState, GuestType};
 use crate::model::name::SnapshotName;
-use crate::model::record::{DiskProof, RecordState, SnapshotRecord};
+use crate::model::record::{RecordState, SnapshotRecord};
 use crate::observe::{Inventory, LiveDomain};
-use crate::types::{DiskSnapshot, DomainSnapshot};
-use std::path::Path;
+use crate::types::DomainSnapshot;
 
 /// What the user asks for.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +18,10 @@ pub struct CreateRequest {
     pub name: Option<SnapshotName>,
     /// Words of the user's own.
     pub description: Option<String>,
+    /// How disks are held of which nothing is said; what is sensible for each, if not said.
+    pub kind: Option<DiskKind>,
+    /// What is said of single disks.
+    pub disks: Vec<DiskChoice>,
 }
 
 /// Plans a snapshot of a domain that runs or is paused.
@@ -49,7 +53,16 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
     require_pv(domain, live)?;
 
     let mut plan = Plan::new(inventory, Operation::SnapshotCreate, fresh, name.as_str());
-    let (disks, snapshots) = choose_disks(inventory, live, &name, &mut plan.notes)?;
+    let chosen = Choice {
+        inventory,
+        disks: &live.disks,
+        wanted: &request.disks,
+        default: request.kind,
+        id: fresh.snapshot,
+        name: &name,
+    }
+    .choose(&mut plan.notes)?;
+    let layers = chosen.layers;
     let estimate = memory::estimate(live.memory_bytes);
     plan.cost = Cost {
         memory_written: estimate,
@@ -71,19 +84,18 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
             creation_time: fresh.now,
             memory: true,
             memory_file: None,
-            disks: snapshots,
+            disks: chosen.snapshots,
         },
         memory: None,
-        disks: disks
-            .iter()
-            .map(|target| DiskProof {
-                target: target.clone(),
-                stamp: None,
-            })
-            .collect(),
+        disks: chosen.proofs,
     };
 
     plan.steps.push(Step::CreateDirectory { id });
+    if !layers.is_empty() {
+        plan.steps.push(Step::CreateLayers {
+            layers: layers.clone(),
+        });
+    }
     plan.steps
         .extend(live.monitor.map(|process| Step::HoldMonitor { process }));
     if guest == GuestState::Paused {
@@ -97,8 +109,17 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
         guest,
         estimate,
     });
-    if !disks.is_empty() {
-        plan.steps.push(Step::SnapshotDisks { life, id, disks });
+    if !record.disks.is_empty() {
+        plan.steps.push(Step::SnapshotDisks {
+            life,
+            id,
+            disks: chosen.internal,
+            layers: layers.clone(),
+        });
+    }
+    if !layers.is_empty() {
+        let switches = chosen.switches;
+        plan.steps.push(Step::PointDisks { life, switches });
     }
     plan.steps.push(Step::Resume { life, guest });
     plan.steps
@@ -108,6 +129,7 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
         Step::Commit {
             change: StoreChange::Add {
                 record: Box::new(record),
+                layers,
             },
         },
         Step::Announce,
@@ -151,77 +173,4 @@ pub(super) fn require_room(inventory: &Inventory, bytes: u64) -> Result<()> {
         ),
     )
     .hint("free some room, or name another directory with --store"))
-}
-
-fn choose_disks(
-    inventory: &Inventory,
-    live: &LiveDomain,
-    name: &SnapshotName,
-    notes: &mut Vec<String>,
-) -> Result<(Vec<DiskTarget>, Vec<DiskSnapshot>)> {
-    let mut targets: Vec<DiskTarget> = Vec::new();
-    let mut snapshots = Vec::new();
-    for disk in &live.disks {
-        if !disk.is_writable() {
-            notes.push(format!("{} is read-only and is left out", disk.vdev()));
-            continue;
-        }
-        let target = internal_target(disk)?;
-        if !matches!(inventory.images.get(&*target.image), Some(Some(_))) {
-            return Err(Error::new(
-                ErrorKind::Toolstack,
-                format!(
-                    "QEMU does not have {} open for {}",
-                    target.image.display(),
-                    target.vdev
-                ),
-            ));
-        }
-        if let Some(other) = targets.iter().find(|other| other.image == target.image) {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("{} and {} are the same image", other.vdev, target.vdev),
-            ));
-        }
-        targets.push(target);
-        snapshots.push(DiskSnapshot {
-            disk: disk.clone(),
-            name: Some(name.as_str().to_owned()),
-            ..DiskSnapshot::default()
-        });
-    }
-    Ok((targets, snapshots))
-}
-
-/// The disk as one that can hold an internal snapshot.
-fn internal_target(disk: &DeviceDisk) -> Result<DiskTarget> {
-    let vdev = disk.vdev();
-    let refuse = |why: String| Error::new(ErrorKind::Unsupported, format!("disk {vdev} {why}"));
-    let backend = disk.backend.as_deref().unwrap_or("unknown");
-    if backend != "qdisk" {
-        return Err(refuse(format!(
-            "is on the {backend} backend, which has no snapshots"
-        ))
-        .hint("put backendtype=qdisk into the disk's configuration"));
-    }
-    let path = disk.pdev_path.as_deref().unwrap_or_default();
-    match disk.format.as_deref().unwrap_or("unknown") {
-        "qcow2" => {}
-        format => {
-            return Err(refuse(format!("({path}) is {format}, and only qcow2 holds snapshots"))
-                .hint(format!(
-                    "`qemu-img convert -f {format} -O qcow2` makes a qcow2 image of it while the domain is off"
-                )));
-        }
-    }
-    if !Path::new(path).is_absolute() {
-        return Err(refuse(format!(
-            "has the target '{path}', which is no absolute path"
-        )));
-    }
-    Ok(DiskTarget {
-        vdev: vdev.to_owned(),
-        image: Path::new(path).into(),
-        format: ImageFormat::Qcow2,
-    })
 }

@@ -5,20 +5,24 @@
 //! planner wrote it. How a step is taken back is a step too ([`Step::taken_back_by`]), so that an error
 //! and a crash are undone by the same code.
 
+mod chains;
 mod check;
 mod create;
 mod delete;
+mod disks;
 mod render;
 mod revert;
 mod step;
 #[cfg(test)]
 mod tests;
+mod ways_back;
 
 pub use check::check;
 pub use create::{CreateRequest, create};
 pub use delete::{DeleteRequest, DeleteScope, delete};
+pub use disks::{DiskChoice, Take};
 pub use revert::{RevertRequest, revert};
-pub use step::{Memory, Step, StoreChange};
+pub use step::{Extracted, Memory, Step, StoreChange, Switch};
 
 use crate::error::Result;
 use crate::model::domain::Keeper;
@@ -103,6 +107,9 @@ pub struct Cost {
     pub memory_written: u64,
     /// Memory images that are read.
     pub memory_read: u64,
+    /// Content of disks that is copied from image to image, at most.
+    #[serde(default)]
+    pub disk_copied: u64,
     /// Room that has to be free below the store.
     pub room_needed: u64,
     /// Room that is free there.

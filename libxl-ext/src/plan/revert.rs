@@ -5,13 +5,14 @@
 //! cannot be saved, the memory is not; the disks are, once the domain is gone.
 
 use super::create::{guest_state, require_pv, require_room};
+use super::ways_back::{WaysBack, same_base};
 use super::{Cost, Fresh, Memory, Operation, Plan, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory;
-use crate::model::disk::DiskTarget;
+use crate::model::disk::{DiskKind, DiskTarget};
 use crate::model::domain::{DomainState, GuestState};
 use crate::model::name::SnapshotId;
-use crate::model::record::{RecordState, SnapshotRecord};
+use crate::model::record::{DiskProof, DomainRecord, RecordState, SnapshotRecord};
 use crate::observe::{Inventory, LiveDomain};
 use std::path::Path;
 
@@ -37,18 +38,16 @@ pub fn revert(inventory: &Inventory, request: &RevertRequest, fresh: &Fresh) -> 
     require_restorable(inventory, record)?;
     let mut plan = Plan::new(inventory, Operation::SnapshotRevert, fresh, record.name());
     let (id, safety) = (record.id, fresh.snapshot);
-    let disks: Vec<DiskTarget> = record
-        .disks
-        .iter()
-        .map(|proof| proof.target.clone())
-        .collect();
+    let ways = WaysBack::of(inventory, record, safety);
     plan.cost.memory_read = record.memory.as_ref().map_or(0, |memory| memory.bytes);
+    plan.cost.disk_copied = ways.copied(inventory);
     plan.steps.push(Step::Prove {
         id,
-        disks: disks.clone(),
+        disks: record.disks.clone(),
     });
 
-    let (attached, detached): (Vec<_>, Vec<_>) = disks.iter().cloned().partition(|disk| {
+    let applied = ways.applied.clone();
+    let (attached, detached): (Vec<_>, Vec<_>) = applied.iter().cloned().partition(|disk| {
         inventory
             .live
             .as_ref()
@@ -57,10 +56,11 @@ pub fn revert(inventory: &Inventory, request: &RevertRequest, fresh: &Fresh) -> 
     let another = inventory
         .live
         .as_ref()
-        .filter(|live| is_another_domain(live, record, &attached));
+        .filter(|live| is_another_domain(inventory, live, record));
     if let Some(live) = another {
         accept_another_domain(live, record, request.force, &mut plan.notes)?;
     }
+    plan.steps.extend(ways.preparation(id));
     let memory = match &inventory.live {
         Some(live) => {
             let aside = SetAside {
@@ -90,33 +90,47 @@ pub fn revert(inventory: &Inventory, request: &RevertRequest, fresh: &Fresh) -> 
             plan.steps.extend(snapshot_images(safety, attached));
         }
         if another.is_none() {
-            note_other_disks(live, &disks, &mut plan.notes);
+            note_other_disks(inventory, live, record, &mut plan.notes);
         }
     }
-    if !disks.is_empty() {
+    if !applied.is_empty() {
         plan.steps.push(Step::ApplyImages {
             id,
             instead_of: safety,
-            disks: disks.clone(),
+            disks: applied.clone(),
         });
     }
     let uuid = record.domain_uuid;
     plan.steps.extend([
-        Step::Restore { id, uuid },
+        Step::Restore {
+            id,
+            uuid,
+            switches: ways.switches.clone(),
+        },
         Step::Commit {
-            change: StoreChange::SetCurrent { id },
+            change: StoreChange::SetCurrent {
+                id,
+                layers: ways.layers(),
+                disks: ways.disks(),
+            },
         },
         Step::Start {
             uuid,
             guest: request.state.unwrap_or(record.guest),
         },
     ]);
-    if !disks.is_empty() {
-        plan.steps.push(Step::DeleteTags { id: safety, disks });
+    if !applied.is_empty() {
+        plan.steps.push(Step::DeleteTags {
+            id: safety,
+            disks: applied,
+        });
     }
     if saved_memory {
         plan.steps.push(Step::RemoveDirectory { id: safety });
     }
+    let mut after = inventory.record.clone();
+    ways.record(&mut after);
+    plan.steps.extend(collect_garbage(&after));
     plan.steps.push(Step::Announce);
     Ok(plan)
 }
@@ -153,6 +167,7 @@ impl SetAside<'_> {
                     life,
                     id: safety,
                     disks: attached.to_vec(),
+                    layers: Vec::new(),
                 });
             }
             return Ok(Memory::Ended);
@@ -195,6 +210,7 @@ impl SetAside<'_> {
                 life,
                 id: safety,
                 disks: attached.to_vec(),
+                layers: Vec::new(),
             });
         }
         plan.steps.push(Step::Seal { id: safety });
@@ -226,13 +242,34 @@ fn savable(
     Ok(guest)
 }
 
+/// Removes the layers that nothing needs any more.
+pub(super) fn collect_garbage(after: &DomainRecord) -> Vec<Step> {
+    let layers = after.garbage();
+    if layers.is_empty() {
+        return Vec::new();
+    }
+    let images = layers.iter().map(|layer| layer.image.clone()).collect();
+    vec![
+        Step::RemoveLayers { layers },
+        Step::Commit {
+            change: StoreChange::ForgetLayers { images },
+        },
+    ]
+}
+
 fn snapshot_images(id: SnapshotId, disks: Vec<DiskTarget>) -> Option<Step> {
     (!disks.is_empty()).then_some(Step::SnapshotImages { id, disks })
 }
 
 /// Whether a domain of the name is none of the snapshot's: it was reinstalled, or replaced.
-fn is_another_domain(live: &LiveDomain, record: &SnapshotRecord, attached: &[DiskTarget]) -> bool {
-    live.life.uuid != record.domain_uuid && attached.is_empty() && !record.disks.is_empty()
+fn is_another_domain(inventory: &Inventory, live: &LiveDomain, record: &SnapshotRecord) -> bool {
+    let is_ours = |proof: &DiskProof| {
+        let mut disks = live.disks.iter().filter(|disk| disk.is_writable());
+        disks.any(|disk| same_base(inventory, disk, proof))
+    };
+    live.life.uuid != record.domain_uuid
+        && !record.disks.is_empty()
+        && !record.disks.iter().any(is_ours)
 }
 
 fn accept_another_domain(
@@ -273,10 +310,16 @@ fn is_attached(live: &LiveDomain, target: &DiskTarget) -> bool {
     })
 }
 
-fn note_other_disks(live: &LiveDomain, disks: &[DiskTarget], notes: &mut Vec<String>) {
+fn note_other_disks(
+    inventory: &Inventory,
+    live: &LiveDomain,
+    record: &SnapshotRecord,
+    notes: &mut Vec<String>,
+) {
     for disk in live.disks.iter().filter(|disk| disk.is_writable()) {
         let path = disk.pdev_path.as_deref().unwrap_or_default();
-        if disks.iter().all(|target| &*target.image != Path::new(path)) {
+        let mut disks = record.disks.iter();
+        if !disks.any(|proof| same_base(inventory, disk, proof)) {
             notes.push(format!(
                 "{} ({path}) was attached since: it is left as it is, and no longer attached",
                 disk.vdev()
@@ -323,13 +366,27 @@ fn require_restorable(inventory: &Inventory, record: &SnapshotRecord) -> Result<
                 Some(why) => broken(format!("the image of {vdev} cannot be read: {why}")),
                 None => broken(format!("the image {image} of {vdev} is missing")),
             })?;
-        let held = facts
-            .snapshot(&tag)
-            .ok_or_else(|| broken(format!("the image {image} of {vdev} no longer holds {tag}")))?;
-        if proof.stamp.is_some_and(|stamp| stamp != held.stamp) {
-            return Err(broken(format!(
-                "{tag} in {image} of {vdev} was made at another time"
-            )));
+        match proof.kind {
+            DiskKind::Internal => {
+                let held = facts.snapshot(&tag).ok_or_else(|| {
+                    broken(format!("the image {image} of {vdev} no longer holds {tag}"))
+                })?;
+                if proof.stamp.is_some_and(|stamp| stamp != held.stamp) {
+                    return Err(broken(format!(
+                        "{tag} in {image} of {vdev} was made at another time"
+                    )));
+                }
+            }
+            DiskKind::External => {
+                if proof.stamp.is_some_and(|stamp| stamp != facts.written) {
+                    return Err(broken(format!(
+                        "the image {image} of {vdev} was written to since"
+                    ))
+                    .hint(
+                        "was the domain started from its configuration file, without the layers?",
+                    ));
+                }
+            }
         }
     }
     Ok(())

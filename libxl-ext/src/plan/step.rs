@@ -2,9 +2,10 @@
 
 use crate::model::disk::DiskTarget;
 use crate::model::domain::{DomainLife, GuestState};
+use crate::model::layer::{Backing, Layer};
 use crate::model::name::SnapshotId;
 use crate::model::process::ProcessId;
-use crate::model::record::SnapshotRecord;
+use crate::model::record::{DiskProof, SnapshotRecord};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::Path;
@@ -19,7 +20,7 @@ pub enum Step {
         /// The snapshot.
         id: SnapshotId,
         /// Where its disk state is.
-        disks: Vec<DiskTarget>,
+        disks: Vec<DiskProof>,
     },
     /// Make a snapshot's directory in the store.
     CreateDirectory {
@@ -57,14 +58,49 @@ pub enum Step {
         /// Length to expect, in bytes.
         estimate: u64,
     },
-    /// Make an internal snapshot of disks that the domain's QEMU has open: one transaction.
+    /// Make images on top of others, which hold all of their content so far.
+    CreateLayers {
+        /// The images.
+        layers: Vec<Layer>,
+    },
+    /// Make images out of the internal snapshots of others.
+    ExtractLayers {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Where its disk state is, and the image that is made of it.
+        layers: Vec<Extracted>,
+    },
+    /// Snapshot disks that the domain's QEMU has open, all in one transaction: some inside their images, for
+    /// the others the guest goes on in a layer.
     SnapshotDisks {
         /// The domain.
         life: DomainLife,
         /// The snapshot; the images carry its tag.
         id: SnapshotId,
-        /// The disks.
+        /// The disks that get an internal snapshot.
         disks: Vec<DiskTarget>,
+        /// The layers that are put on top of the others.
+        #[serde(default)]
+        layers: Vec<Layer>,
+    },
+    /// Tell libxl and xenstore which images a domain's disks are now.
+    PointDisks {
+        /// The domain.
+        life: DomainLife,
+        /// The disks.
+        switches: Vec<Switch>,
+    },
+    /// Bring disks back from layers to the images below, with what the guest wrote to them.
+    LeaveLayers {
+        /// The domain as it was.
+        life: DomainLife,
+        /// The layers.
+        layers: Vec<Layer>,
+    },
+    /// Remove images of ours that nothing stands on.
+    RemoveLayers {
+        /// The images.
+        layers: Vec<Layer>,
     },
     /// Make an internal snapshot in images that nobody has open.
     SnapshotImages {
@@ -109,6 +145,9 @@ pub enum Step {
         id: SnapshotId,
         /// UUID that the domain will have.
         uuid: Uuid,
+        /// The disks that it gets other images for.
+        #[serde(default)]
+        switches: Vec<Switch>,
     },
     /// Bring a domain back on the disks that its memory belongs to, unless it is still there, whole.
     BringBack {
@@ -163,6 +202,43 @@ pub enum Step {
     Announce,
 }
 
+/// One disk whose image changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Switch {
+    /// What it was.
+    pub from: DiskTarget,
+    /// What it is then.
+    pub to: Backing,
+}
+
+impl Switch {
+    fn back(&self) -> Self {
+        Self {
+            from: DiskTarget {
+                vdev: self.from.vdev.clone(),
+                image: self.to.image.clone(),
+                format: self.to.format,
+            },
+            to: (&self.from).into(),
+        }
+    }
+}
+
+impl fmt::Display for Switch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is {}", self.from.vdev, self.to.image.display())
+    }
+}
+
+/// An image that is made of another one's internal snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extracted {
+    /// Where the state is.
+    pub from: DiskTarget,
+    /// The image.
+    pub layer: Layer,
+}
+
 /// What becomes of the memory of a domain that is destroyed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "kebab-case")]
@@ -195,11 +271,25 @@ pub enum StoreChange {
     Add {
         /// The snapshot.
         record: Box<SnapshotRecord>,
+        /// The layers that are the disks from now on.
+        #[serde(default)]
+        layers: Vec<Layer>,
     },
     /// The present state comes from this snapshot.
     SetCurrent {
         /// The snapshot.
         id: SnapshotId,
+        /// The layers that were made for it.
+        #[serde(default)]
+        layers: Vec<Layer>,
+        /// What the disks are now.
+        #[serde(default)]
+        disks: Vec<DiskTarget>,
+    },
+    /// These images are gone.
+    ForgetLayers {
+        /// The images.
+        images: Vec<Box<Path>>,
     },
     /// The deletion of these snapshots has begun.
     MarkDeleting {
@@ -225,12 +315,39 @@ impl Step {
                     guest: *guest,
                 }]
             }
-            Self::SnapshotDisks { id, disks, .. } | Self::SnapshotImages { id, disks } => {
-                vec![Self::DeleteTags {
+            Self::CreateLayers { layers } => vec![Self::RemoveLayers {
+                layers: layers.clone(),
+            }],
+            Self::ExtractLayers { layers, .. } => vec![Self::RemoveLayers {
+                layers: layers.iter().map(|made| made.layer.clone()).collect(),
+            }],
+            Self::SnapshotDisks {
+                life,
+                id,
+                disks,
+                layers,
+            } => {
+                let leave = Self::LeaveLayers {
+                    life: *life,
+                    layers: layers.clone(),
+                };
+                let delete = Self::DeleteTags {
                     id: *id,
                     disks: disks.clone(),
-                }]
+                };
+                let mut steps = Vec::new();
+                steps.extend((!layers.is_empty()).then_some(leave));
+                steps.extend((!disks.is_empty()).then_some(delete));
+                steps
             }
+            Self::SnapshotImages { id, disks } => vec![Self::DeleteTags {
+                id: *id,
+                disks: disks.clone(),
+            }],
+            Self::PointDisks { life, switches } => vec![Self::PointDisks {
+                life: *life,
+                switches: switches.iter().map(Switch::back).collect(),
+            }],
             Self::HoldMonitor { process } => vec![Self::ReleaseMonitor { process: *process }],
             Self::Destroy {
                 life,
@@ -259,6 +376,8 @@ impl Step {
             | Self::Start { .. }
             | Self::Commit { .. }
             | Self::DeleteTags { .. }
+            | Self::LeaveLayers { .. }
+            | Self::RemoveLayers { .. }
             | Self::RemoveDirectory { .. }
             | Self::Announce => Vec::new(),
         }
@@ -328,14 +447,47 @@ impl fmt::Display for Step {
                     life.domid
                 )
             }
-            Self::SnapshotDisks { life, id, disks } => {
-                write!(
-                    f,
-                    "in one transaction of domain {}'s QEMU, snapshot ",
-                    life.domid
-                )?;
-                list(f, disks)?;
-                write!(f, " as {}", id.tag())
+            Self::CreateLayers { layers } => {
+                f.write_str("make ")?;
+                list(f, layers)
+            }
+            Self::ExtractLayers { id, layers } => {
+                f.write_str("copy what ")?;
+                list(f, layers)?;
+                write!(f, " from {}", id.tag())
+            }
+            Self::SnapshotDisks {
+                life,
+                id,
+                disks,
+                layers,
+            } => {
+                write!(f, "in one transaction of domain {}'s QEMU, ", life.domid)?;
+                if !disks.is_empty() {
+                    f.write_str("snapshot ")?;
+                    list(f, disks)?;
+                    write!(f, " as {}", id.tag())?;
+                }
+                if !layers.is_empty() {
+                    let and = if disks.is_empty() { "" } else { " and " };
+                    write!(f, "{and}go on in ")?;
+                    let images: Vec<_> = layers.iter().map(Layer::target).collect();
+                    list(f, &images)?;
+                }
+                Ok(())
+            }
+            Self::PointDisks { life, switches } => {
+                write!(f, "tell libxl that of domain {} ", life.domid)?;
+                list(f, switches)
+            }
+            Self::LeaveLayers { layers, .. } => {
+                f.write_str("merge back ")?;
+                list(f, layers)
+            }
+            Self::RemoveLayers { layers } => {
+                f.write_str("remove ")?;
+                let images: Vec<_> = layers.iter().map(Layer::target).collect();
+                list(f, &images)
             }
             Self::SnapshotImages { id, disks } => {
                 f.write_str("snapshot ")?;
@@ -358,7 +510,14 @@ impl fmt::Display for Step {
                 list(f, disks)?;
                 write!(f, " to {}", id.tag())
             }
-            Self::Restore { id, .. } => write!(f, "restore the domain from {id}/memory, paused"),
+            Self::Restore { id, switches, .. } => {
+                write!(f, "restore the domain from {id}/memory, paused")?;
+                if !switches.is_empty() {
+                    f.write_str("; ")?;
+                    list(f, switches)?;
+                }
+                Ok(())
+            }
             Self::BringBack { id, life, .. } => {
                 write!(
                     f,
@@ -386,8 +545,20 @@ impl fmt::Display for Step {
                 ..
             } => f.write_str("leave the domain paused"),
             Self::Commit { change } => match change {
-                StoreChange::Add { record } => write!(f, "record snapshot '{}'", record.name()),
-                StoreChange::SetCurrent { id } => write!(f, "record {id} as the current snapshot"),
+                StoreChange::Add { record, .. } => write!(f, "record snapshot '{}'", record.name()),
+                StoreChange::SetCurrent { id, .. } => {
+                    write!(f, "record {id} as the current snapshot")
+                }
+                StoreChange::ForgetLayers { images } => {
+                    f.write_str("record that ")?;
+                    let images: Vec<_> = images.iter().map(|image| image.display()).collect();
+                    list(f, &images)?;
+                    f.write_str(if images.len() == 1 {
+                        " is gone"
+                    } else {
+                        " are gone"
+                    })
+                }
                 StoreChange::MarkDeleting { ids } => {
                     f.write_str("record that the deletion of ")?;
                     list(f, ids)?;
@@ -410,6 +581,22 @@ impl fmt::Display for Step {
             Self::RemoveDirectory { id } => write!(f, "remove directory {id} from the store"),
             Self::Announce => f.write_str("post the current snapshot in xenstore"),
         }
+    }
+}
+
+impl fmt::Display for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.target())?;
+        match &self.backing {
+            Some(below) => write!(f, " on {}", below.image.display()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Extracted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} holds to {}", self.from, self.layer.image.display())
     }
 }
 

@@ -6,7 +6,7 @@ mod force;
 use super::*;
 use crate::ErrorKind;
 use crate::model::disk::{
-    DeviceDisk, DiskTarget, ImageFacts, ImageFormat, InternalSnapshot, Stamp,
+    DeviceDisk, DiskKind, DiskTarget, ImageFacts, ImageFormat, InternalSnapshot, Stamp,
 };
 use crate::model::domain::{DomainLife, DomainState, GuestState, GuestType};
 use crate::model::name::SnapshotName;
@@ -65,6 +65,12 @@ fn inventory(vdevs: &[&str], state: Option<DomainState>, snapshots: u128) -> Inv
     let mut record = DomainRecord::new("g1");
     let mut facts = ImageFacts {
         virtual_size: 64 * MIB,
+        allocated: 10 * MIB,
+        written: Stamp {
+            seconds: 1_650_000_000,
+            nanoseconds: 7,
+        },
+        backing: None,
         snapshots: Vec::new(),
     };
     let stamp = Stamp {
@@ -107,6 +113,7 @@ fn inventory(vdevs: &[&str], state: Option<DomainState>, snapshots: u128) -> Inv
                         image: Path::new(&image(vdev)).into(),
                         format: ImageFormat::Qcow2,
                     },
+                    kind: DiskKind::Internal,
                     stamp: Some(stamp),
                 })
                 .collect(),
@@ -133,7 +140,7 @@ fn inventory(vdevs: &[&str], state: Option<DomainState>, snapshots: u128) -> Inv
 fn named(name: &str) -> CreateRequest {
     CreateRequest {
         name: Some(SnapshotName::new(name).unwrap()),
-        description: None,
+        ..CreateRequest::default()
     }
 }
 
@@ -235,7 +242,7 @@ fn what_stands_in_the_way_is_named() {
             "is of type HVM",
         ),
         (
-            &|i| disk(i).format = Some("raw".into()),
+            &|i| disk(i).format = Some("vhd".into()),
             ErrorKind::Unsupported,
             "xvda (/images",
         ),

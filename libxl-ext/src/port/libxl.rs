@@ -2,10 +2,12 @@
 
 use super::libxl_log::Logger;
 use super::libxl_sys as sys;
-use super::{Configuration, Toolstack};
+use super::{Configuration, Toolstack, domain_disks};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
+use crate::model::configuration::redirect;
 use crate::model::domain::GuestType;
+use crate::plan::Switch;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
@@ -123,6 +125,60 @@ impl Libxl {
         unsafe { sys::libxl_domain_restore_params_dispose(&raw mut params) };
         self.check(rc, || "make a domain of a memory image".into())?;
         Ok(domid)
+    }
+}
+
+/// What libxl calls the configuration that it keeps of a domain (`libxl-json`, see `libxl_userdata_store` in
+/// libxl.h).
+const STORED_CONFIGURATION: &CStr = c"libxl-json";
+
+impl Libxl {
+    /// The configuration by which libxl would make the domain anew, with the NUL that ends it taken off.
+    fn stored_configuration(&self, domid: u32) -> Result<String> {
+        let what = || format!("read the stored configuration of domain {domid}");
+        let (mut data, mut length): (*mut u8, c_int) = (ptr::null_mut(), 0);
+        // SAFETY: the names are C strings, the out-pointers are ours.
+        let rc = unsafe {
+            sys::libxl_userdata_retrieve(
+                self.ctx,
+                domid,
+                STORED_CONFIGURATION.as_ptr(),
+                &raw mut data,
+                &raw mut length,
+            )
+        };
+        self.check(rc, what)?;
+        let missing = || Error::new(ErrorKind::Toolstack, what()).because("there is none");
+        let length = usize::try_from(length).ok().filter(|_| !data.is_null());
+        let length = length.ok_or_else(missing)?;
+        // SAFETY: libxl says that it allocated so many bytes there.
+        let bytes = unsafe { std::slice::from_raw_parts(data, length) }.to_vec();
+        // SAFETY: they came from malloc and are ours.
+        unsafe { sys::free(data.cast::<c_void>()) };
+        let text = bytes.strip_suffix(b"\0").unwrap_or(&bytes).to_vec();
+        String::from_utf8(text)
+            .map_err(|error| Error::new(ErrorKind::Toolstack, what()).because(error))
+    }
+
+    fn store_configuration(&self, domid: u32, configuration: &str) -> Result<()> {
+        let what = || format!("replace the stored configuration of domain {domid}");
+        // libxl keeps the NUL.
+        let text = CString::new(configuration)
+            .map_err(|error| Error::new(ErrorKind::Toolstack, what()).because(error))?;
+        let bytes = text.as_bytes_with_nul();
+        let length = c_int::try_from(bytes.len())
+            .map_err(|error| Error::new(ErrorKind::Toolstack, what()).because(error))?;
+        // SAFETY: the name is a C string, and the bytes are there for the call.
+        let rc = unsafe {
+            sys::libxl_userdata_store(
+                self.ctx,
+                domid,
+                STORED_CONFIGURATION.as_ptr(),
+                bytes.as_ptr(),
+                length,
+            )
+        };
+        self.check(rc, what)
     }
 }
 
@@ -312,6 +368,13 @@ impl Toolstack for Libxl {
         // SAFETY: plain values.
         let rc = unsafe { sys::libxl_domain_unpause(self.ctx, domid, ptr::null()) };
         self.check(rc, || format!("unpause domain {domid}"))
+    }
+
+    fn point_disks(&self, domid: u32, switches: &[Switch]) -> Result<()> {
+        let before = self.stored_configuration(domid)?;
+        let after = redirect(&before, switches)?;
+        self.store_configuration(domid, &after)?;
+        domain_disks::point(domid, switches)
     }
 
     fn destroy(&self, domid: u32) -> Result<()> {

@@ -10,6 +10,8 @@
 //! | [`Restorer`] | `xl restore`; libxl for the C library | xl's leaves its own monitor behind, so reboot and poweroff act as `on_*` says |
 //! | [`NoticeBoard`] | `xenstore-rs` | tells other tools what goes on; never believed |
 
+mod domain_disks;
+mod job;
 pub mod libxl;
 mod libxl_log;
 #[doc(hidden)]
@@ -29,7 +31,9 @@ use crate::error::Result;
 use crate::event::Observer;
 use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, Stamp};
 use crate::model::domain::{DomainLife, DomainState, GuestType, Keeper};
+use crate::model::layer::Layer;
 use crate::model::process::ProcessId;
+use crate::plan::Switch;
 use serde_json::Value;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -108,6 +112,13 @@ pub trait Toolstack {
     /// If libxl fails.
     fn unpause(&self, domid: u32) -> Result<()>;
 
+    /// Tells everybody who asks that the domain's disks are other images: libxl's stored configuration and
+    /// xenstore. The disks themselves are not touched.
+    ///
+    /// # Errors
+    /// If libxl or xenstored fails; some may have been told then.
+    fn point_disks(&self, domid: u32, switches: &[Switch]) -> Result<()>;
+
     /// Ends the domain and waits until it is gone.
     ///
     /// # Errors
@@ -147,11 +158,25 @@ pub trait BlockLayer {
     /// If QEMU cannot be reached or answers with an error.
     fn nodes(&self, life: DomainLife) -> Result<Vec<BlockNode>>;
 
-    /// Makes an internal snapshot of all the disks in one transaction: all of them or none.
+    /// In one transaction, all or nothing: makes an internal snapshot of `disks`, and puts `layers`, which are
+    /// there and empty, on top of the images below them.
     ///
     /// # Errors
-    /// If QEMU refuses; no disk has the snapshot then.
-    fn snapshot(&self, life: DomainLife, tag: &str, disks: &[DiskTarget]) -> Result<()>;
+    /// If QEMU refuses; nothing has changed then.
+    fn snapshot(
+        &self,
+        life: DomainLife,
+        tag: &str,
+        disks: &[DiskTarget],
+        layers: &[Layer],
+    ) -> Result<()>;
+
+    /// Merges a layer that is a disk into the image below it, which is the disk then. The guest may run. A
+    /// layer that QEMU does not have open is no error.
+    ///
+    /// # Errors
+    /// If QEMU refuses, or the merge fails: the layer is the disk still.
+    fn leave_layer(&self, life: DomainLife, layer: &Layer) -> Result<()>;
 
     /// Deletes an internal snapshot of one disk; its absence is no error.
     ///
@@ -185,6 +210,37 @@ pub trait Images {
     /// # Errors
     /// If the image is in use or damaged.
     fn delete_snapshot(&self, disk: &DiskTarget, tag: &str) -> Result<()>;
+
+    /// Makes a new, empty layer, readable by root alone.
+    ///
+    /// # Errors
+    /// If there is a file of its name, or no room.
+    fn create_layer(&self, layer: &Layer) -> Result<()>;
+
+    /// Makes a layer that holds what an internal snapshot of another image does. That may be in use, as long
+    /// as nobody writes to it.
+    ///
+    /// # Errors
+    /// If there is a file of its name, no room, or no such snapshot.
+    fn extract(&self, from: &DiskTarget, tag: &str, layer: &Layer) -> Result<()>;
+
+    /// Writes what a layer holds to the image below it.
+    ///
+    /// # Errors
+    /// If either is in use, full or damaged.
+    fn commit_layer(&self, layer: &Layer) -> Result<()>;
+
+    /// Removes the file of a layer; its absence is no error.
+    ///
+    /// # Errors
+    /// If it is in use, or cannot be removed.
+    fn remove_layer(&self, layer: &Layer) -> Result<()>;
+
+    /// Waits until what was written to an image is on the disk, with the time of its last write.
+    ///
+    /// # Errors
+    /// If it did not get there.
+    fn make_durable(&self, image: &Path) -> Result<()>;
 }
 
 /// The processes that act on what the guests do.
@@ -211,10 +267,11 @@ pub trait Monitors {
 /// Whoever makes a domain out of a memory image.
 pub trait Restorer {
     /// Restores the domain and leaves it paused: it has not run yet. `keeper` acts on what it does later.
+    /// Its disks are as the image says, but for `switches`.
     ///
     /// # Errors
     /// If the restore fails; a half-built domain may be left.
-    fn restore_paused(&self, image: &Path, keeper: Keeper) -> Result<()>;
+    fn restore_paused(&self, image: &Path, keeper: Keeper, switches: &[Switch]) -> Result<()>;
 }
 
 /// The runtime state that other tools can watch, below `/libxl/<domid>/ext`.

@@ -3,10 +3,12 @@
 use super::subprocess::{self, Death};
 use super::{Images, proc, stamp};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, InternalSnapshot};
+use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, InternalSnapshot, Stamp};
+use crate::model::layer::Layer;
+use crate::store::{absent_is_fine, atomic};
 use serde::Deserialize;
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The `qemu-img` on the path.
@@ -17,6 +19,9 @@ pub struct QemuImg;
 #[serde(rename_all = "kebab-case")]
 struct Info {
     virtual_size: u64,
+    #[serde(default)]
+    actual_size: u64,
+    backing_filename: Option<PathBuf>,
     #[serde(default)]
     snapshots: Vec<SnapshotInfo>,
 }
@@ -52,6 +57,9 @@ impl Images for QemuImg {
             .map_err(|error| Error::new(ErrorKind::Toolstack, what).because(error))?;
         Ok(Some(ImageFacts {
             virtual_size: info.virtual_size,
+            allocated: info.actual_size,
+            written: last_write(image),
+            backing: info.backing_filename,
             snapshots: info.snapshots.into_iter().map(Into::into).collect(),
         }))
     }
@@ -71,6 +79,78 @@ impl Images for QemuImg {
         }
         snapshot(disk, "-d", tag, "delete")
     }
+
+    fn create_layer(&self, layer: &Layer) -> Result<()> {
+        let what = format!("make {layer}");
+        let backing = layer.backing.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::InvalidRequest, &what).because("it stands on nothing")
+        })?;
+        let facts = self.facts(&backing.image, backing.format)?.ok_or_else(|| {
+            Error::new(ErrorKind::Io, &what)
+                .because(format!("{} is not there", backing.image.display()))
+        })?;
+        // Ours alone, and nobody else's file: qemu-img would overwrite one.
+        drop(atomic::create_new(&layer.image)?);
+        let mut command = Command::new("qemu-img");
+        command
+            .args(["create", "-q", "-u", "-f", "qcow2", "-F"])
+            .arg(backing.format.driver())
+            .arg("-b")
+            .args([&*backing.image, &*layer.image])
+            .arg(facts.virtual_size.to_string());
+        subprocess::run(command, Death::OnItsOwn, &what)?;
+        self.make_durable(&layer.image)
+    }
+
+    fn extract(&self, from: &DiskTarget, tag: &str, layer: &Layer) -> Result<()> {
+        let what = format!("copy {tag} of {from} to {}", layer.image.display());
+        drop(atomic::create_new(&layer.image)?);
+        let mut command = Command::new("qemu-img");
+        command
+            .args(["convert", "-q", "-U", "-O", "qcow2", "-l"])
+            .arg(format!("snapshot.name={tag}"))
+            .arg("--image-opts")
+            .arg(options(&from.image, from.format))
+            .arg(&*layer.image);
+        subprocess::run(command, Death::OnItsOwn, &what)?;
+        self.make_durable(&layer.image)
+    }
+
+    fn commit_layer(&self, layer: &Layer) -> Result<()> {
+        let what = format!("merge {layer}");
+        let backing = layer.backing.iter().map(|below| &below.image);
+        for image in backing.chain([&layer.image]) {
+            proc::wait_until_closed(image).map_err(|error| error.while_doing(&what))?;
+        }
+        let arguments = ["commit", "-q", "-d", "--image-opts"].map(OsString::from);
+        let image = options(&layer.image, ImageFormat::Qcow2);
+        qemu_img(arguments.into_iter().chain([image]), &what).map(drop)
+    }
+
+    fn remove_layer(&self, layer: &Layer) -> Result<()> {
+        let image = &*layer.image;
+        if std::fs::symlink_metadata(image).is_err() {
+            return Ok(());
+        }
+        let what = format!("remove {}", image.display());
+        proc::wait_until_closed(image).map_err(|error| error.while_doing(&what))?;
+        absent_is_fine(std::fs::remove_file(image)).map_err(|error| Error::io(what, error))?;
+        atomic::sync_parent(image)
+    }
+
+    fn make_durable(&self, image: &Path) -> Result<()> {
+        atomic::sync_file(image)?;
+        atomic::sync_parent(image)
+    }
+}
+
+/// When a file was last written to; the epoch where it cannot be told, which is no image's time.
+pub(super) fn last_write(image: &Path) -> Stamp {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(image).map_or_else(
+        |_| stamp(0, 0),
+        |file| stamp(file.mtime(), file.mtime_nsec()),
+    )
 }
 
 fn snapshot(disk: &DiskTarget, action: &str, tag: &str, verb: &str) -> Result<()> {

@@ -2,12 +2,13 @@
 //!
 //! libxl takes a lock for as long as it is connected, since a socket has room for one client; so do we.
 
-use super::qemu_img::SnapshotInfo;
+use super::qemu_img::{SnapshotInfo, last_write};
 use super::qmp_wire::{Command, Monitor};
-use super::{BlockLayer, BlockNode};
+use super::{BlockLayer, BlockNode, job};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::disk::{DiskTarget, ImageFacts};
+use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat};
 use crate::model::domain::DomainLife;
+use crate::model::layer::Layer;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -52,6 +53,10 @@ struct NodeInfo {
 struct ImageInfo {
     #[serde(rename = "virtual-size")]
     virtual_size: u64,
+    #[serde(rename = "actual-size", default)]
+    actual_size: u64,
+    #[serde(rename = "backing-filename")]
+    backing: Option<PathBuf>,
     #[serde(default)]
     snapshots: Vec<SnapshotInfo>,
 }
@@ -67,9 +72,25 @@ impl Command for Transaction<'_> {
 }
 
 #[derive(Serialize)]
-#[serde(tag = "type", content = "data", rename_all = "kebab-case")]
+#[serde(
+    tag = "type",
+    content = "data",
+    rename_all = "kebab-case",
+    rename_all_fields = "kebab-case"
+)]
 enum Action<'a> {
-    BlockdevSnapshotInternalSync { device: &'a str, name: &'a str },
+    BlockdevSnapshotInternalSync {
+        device: &'a str,
+        name: &'a str,
+    },
+    BlockdevSnapshotSync {
+        node_name: &'a str,
+        snapshot_file: &'a Path,
+        snapshot_node_name: String,
+        format: &'a str,
+        /// `existing`: we made the image, so that its header says what we say.
+        mode: &'a str,
+    },
 }
 
 #[derive(Serialize)]
@@ -106,9 +127,12 @@ impl Locked {
             .map(|node| BlockNode {
                 node_name: node.node_name,
                 driver: node.drv,
-                image: node.file.into(),
+                image: node.file.as_path().into(),
                 facts: ImageFacts {
                     virtual_size: node.image.virtual_size,
+                    allocated: node.image.actual_size,
+                    backing: node.image.backing,
+                    written: last_write(&node.file),
                     snapshots: node.image.snapshots.into_iter().map(Into::into).collect(),
                 },
             })
@@ -121,17 +145,49 @@ impl BlockLayer for QemuMonitors {
         Locked::connect(life)?.nodes()
     }
 
-    fn snapshot(&self, life: DomainLife, tag: &str, disks: &[DiskTarget]) -> Result<()> {
+    fn snapshot(
+        &self,
+        life: DomainLife,
+        tag: &str,
+        disks: &[DiskTarget],
+        layers: &[Layer],
+    ) -> Result<()> {
         let mut qemu = Locked::connect(life)?;
         let nodes = qemu.nodes()?;
-        let actions = disks
-            .iter()
-            .map(|disk| {
-                let device = &node_of(&nodes, disk)?.node_name;
-                Ok(Action::BlockdevSnapshotInternalSync { device, name: tag })
+        let inside = disks.iter().map(|disk| {
+            let device = &node_of(&nodes, disk)?.node_name;
+            Ok(Action::BlockdevSnapshotInternalSync { device, name: tag })
+        });
+        let on_top = layers.iter().map(|layer| {
+            Ok(Action::BlockdevSnapshotSync {
+                node_name: &node_of(&nodes, &below(layer)?)?.node_name,
+                snapshot_file: &layer.image,
+                snapshot_node_name: node_name(&layer.image),
+                format: ImageFormat::Qcow2.driver(),
+                mode: "existing",
             })
-            .collect::<Result<_>>()?;
+        });
+        let actions = inside.chain(on_top).collect::<Result<_>>()?;
         qemu.monitor.run(&Transaction { actions }).map(drop)
+    }
+
+    fn leave_layer(&self, life: DomainLife, layer: &Layer) -> Result<()> {
+        let mut qemu = Locked::connect(life)?;
+        let nodes = qemu.nodes()?;
+        let Ok(top) = node_of(&nodes, &layer.target()) else {
+            return Ok(());
+        };
+        let base = node_of(&nodes, &below(layer)?)?;
+        let job = job::Id::of(&layer.image);
+        if !job.is_there(&mut qemu.monitor)? {
+            qemu.monitor.run(&job::BlockCommit {
+                job_id: &job,
+                device: &top.node_name,
+                base_node: &base.node_name,
+                auto_dismiss: false,
+            })?;
+        }
+        job.finish(&mut qemu.monitor)
     }
 
     fn delete_snapshot(&self, life: DomainLife, tag: &str, disk: &DiskTarget) -> Result<()> {
@@ -164,6 +220,27 @@ fn node_of<'a>(nodes: &'a [BlockNode], disk: &DiskTarget) -> Result<&'a BlockNod
                 ),
             )
         })
+}
+
+/// The disk that a layer stands on.
+fn below(layer: &Layer) -> Result<DiskTarget> {
+    let backing = layer.backing.as_ref().ok_or_else(|| {
+        Error::new(
+            ErrorKind::InvalidRequest,
+            format!("{} stands on nothing", layer.image.display()),
+        )
+    })?;
+    Ok(DiskTarget {
+        vdev: layer.vdev.clone(),
+        image: backing.image.clone(),
+        format: backing.format,
+    })
+}
+
+/// What we call a layer's node in QEMU. A name has at most 31 characters.
+fn node_name(image: &Path) -> String {
+    let hash = xxhash_rust::xxh3::xxh3_64(image.as_os_str().as_encoded_bytes());
+    format!("xl-ext-{hash:016x}")
 }
 
 /// libxl's lock around a domain's QMP socket: `flock` on a file that its holder removes, so that who
@@ -227,15 +304,38 @@ mod tests {
     #[test]
     fn the_transaction_is_written_as_qemu_reads_it() {
         let transaction = Transaction {
-            actions: vec![Action::BlockdevSnapshotInternalSync {
-                device: "xvda-qcow2",
-                name: "t",
-            }],
+            actions: vec![
+                Action::BlockdevSnapshotInternalSync {
+                    device: "xvda-qcow2",
+                    name: "t",
+                },
+                Action::BlockdevSnapshotSync {
+                    node_name: "xvdb-raw",
+                    snapshot_file: Path::new("/i/b"),
+                    snapshot_node_name: "n".into(),
+                    format: "qcow2",
+                    mode: "existing",
+                },
+            ],
         };
         assert_eq!(
-            serde_json::to_string(&transaction).unwrap(),
-            r#"{"actions":[{"type":"blockdev-snapshot-internal-sync","data":{"device":"xvda-qcow2","name":"t"}}]}"#
+            serde_json::to_value(&transaction).unwrap(),
+            serde_json::json!({ "actions": [
+                { "type": "blockdev-snapshot-internal-sync",
+                  "data": { "device": "xvda-qcow2", "name": "t" } },
+                { "type": "blockdev-snapshot-sync",
+                  "data": { "node-name": "xvdb-raw", "snapshot-file": "/i/b",
+                            "snapshot-node-name": "n", "format": "qcow2", "mode": "existing" } },
+            ] })
         );
+    }
+
+    #[test]
+    fn the_name_of_a_node_fits_qemu_and_is_the_images_own() {
+        let name = node_name(Path::new("/i/a.qcow2"));
+        assert!(name.len() <= 31 && name.starts_with("xl-ext-"));
+        assert_eq!(name, node_name(Path::new("/i/a.qcow2")));
+        assert_ne!(name, node_name(Path::new("/i/b.qcow2")));
     }
 
     #[test]

@@ -46,7 +46,17 @@ impl ProgramFailure {
 /// Runs a program to its end and returns its standard output.
 ///
 /// Its output goes through files and not pipes: a daemon that it leaves behind may keep them open.
-pub(super) fn run(mut command: Command, death: Death, what: &str) -> Result<Vec<u8>> {
+pub(super) fn run(command: Command, death: Death, what: &str) -> Result<Vec<u8>> {
+    run_with_input(command, death, Stdio::null(), what)
+}
+
+/// As [`run`], for a program that reads something.
+pub(super) fn run_with_input(
+    mut command: Command,
+    death: Death,
+    input: Stdio,
+    what: &str,
+) -> Result<Vec<u8>> {
     let program = command.get_program().to_string_lossy().into_owned();
     let failed = |error: std::io::Error| {
         Error::new(ErrorKind::Toolstack, what)
@@ -59,7 +69,7 @@ pub(super) fn run(mut command: Command, death: Death, what: &str) -> Result<Vec<
         .env("LC_ALL", "C")
         // ^C is for us alone: we decide what becomes of a program that changes a domain or an image.
         .process_group(0)
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(output.try_clone().map_err(failed)?)
         .stderr(complaint.try_clone().map_err(failed)?);
     // SAFETY: between fork and exec only one system call is made, which allocates nothing.

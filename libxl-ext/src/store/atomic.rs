@@ -48,7 +48,7 @@ pub(crate) fn open_own(path: &Path) -> Result<File> {
 }
 
 /// Waits until a file's content is on the disk.
-pub(super) fn sync_file(path: &Path) -> Result<()> {
+pub(crate) fn sync_file(path: &Path) -> Result<()> {
     open_own(path)?
         .sync_all()
         .map_err(|error| Error::io(format!("fsync {}", path.display()), error))

@@ -3,20 +3,22 @@
 //! can be given again.
 
 mod delete;
+mod external;
 mod force;
 mod toolstack;
 mod world;
 
 use crate::error::{ErrorKind, Result};
 use crate::event::Unobserved;
+use crate::model::disk::DiskKind;
 use crate::model::domain::DomainState;
 use crate::model::name::SnapshotName;
-use crate::model::record::RecordState;
+use crate::model::record::{DiskProof, RecordState};
 use crate::plan::{CreateRequest, Request, RevertRequest};
 use crate::snapshot::Host;
 use crate::store::Store;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use world::{Fault, IMAGES, Killed, NAME, OTHER, Shared};
 
 const FAULTS: [Fault; 3] = [Fault::Fails, Fault::KilledBefore, Fault::KilledAfter];
@@ -32,12 +34,13 @@ fn see(shared: &Shared) -> Seen {
     let domain = world
         .the_domain()
         .map(|domain| (domain.state(), domain.memory.clone()));
+    let disks = match world.the_domain() {
+        Some(domain) if !domain.images.contains(&OTHER.into()) => domain.images.clone(),
+        _ => IMAGES.map(PathBuf::from).into(),
+    };
     (
         domain,
-        IMAGES
-            .iter()
-            .map(|path| world.images[Path::new(path)].content.clone())
-            .collect(),
+        disks.iter().map(|path| world.content(path)).collect(),
     )
 }
 
@@ -55,12 +58,16 @@ fn execute(host: &Host, request: &Request) -> Result<()> {
 }
 
 fn create(host: &Host, name: &str) -> Result<()> {
-    let name = Some(SnapshotName::new(name)?);
+    create_as(host, name, None)
+}
+
+fn create_as(host: &Host, name: &str, kind: Option<DiskKind>) -> Result<()> {
     execute(
         host,
         &Request::Create(CreateRequest {
-            name,
-            description: None,
+            name: Some(SnapshotName::new(name)?),
+            kind,
+            ..CreateRequest::default()
         }),
     )
 }
@@ -91,6 +98,11 @@ fn names(host: &Host) -> Vec<String> {
 
 /// A domain with snapshots `one` and `two` that lived on to state 2.
 fn prepared() -> (tempfile::TempDir, Shared) {
+    prepared_as([None, None])
+}
+
+/// The same, with the disks in the snapshots held in these ways.
+fn prepared_as(kinds: [Option<DiskKind>; 2]) -> (tempfile::TempDir, Shared) {
     // Not on a disk: thousands of flushes follow.
     let memory = Path::new("/dev/shm");
     let place = if memory.is_dir() {
@@ -101,9 +113,9 @@ fn prepared() -> (tempfile::TempDir, Shared) {
     let root = tempfile::tempdir_in(place).unwrap();
     let shared = Shared::new();
     let host = shared.host(root.path());
-    create(&host, "one").unwrap();
+    create_as(&host, "one", kinds[0]).unwrap();
     shared.live_on("1");
-    create(&host, "two").unwrap();
+    create_as(&host, "two", kinds[1]).unwrap();
     shared.live_on("2");
     (root, shared)
 }
@@ -138,16 +150,67 @@ fn assert_whole(shared: &Shared, root: &Path, what: &str) {
                 "{what}"
             );
         }
-        for path in IMAGES {
-            let (content, _) = &world.images[Path::new(path)].snapshots[&snapshot.id.tag()];
+        for proof in &snapshot.disks {
+            let path = &*proof.target.image;
+            let content = match proof.kind {
+                DiskKind::Internal => world.images[path].snapshots[&snapshot.id.tag()].0.clone(),
+                DiskKind::External => world.content(path),
+            };
             if ["one", "two"].contains(&snapshot.name()) {
-                assert_eq!(content, &format!("disk {number}"), "{what}");
+                assert_eq!(
+                    content,
+                    format!("disk {number}"),
+                    "{what}: {}",
+                    path.display()
+                );
             }
         }
     }
-    for path in IMAGES {
-        let held = world.images[Path::new(path)].snapshots.len();
-        assert_eq!(held, record.snapshots.len(), "{what}: leaked in {path}");
+    let proofs = record.snapshots.iter().flat_map(|snapshot| &snapshot.disks);
+    for (path, image) in &world.images {
+        let internal =
+            |proof: &&DiskProof| proof.kind == DiskKind::Internal && *proof.target.image == **path;
+        let expected = proofs.clone().filter(internal).count();
+        assert_eq!(
+            image.snapshots.len(),
+            expected,
+            "{what}: leaked in {}",
+            path.display()
+        );
+        let known = [&IMAGES[..], &[OTHER]]
+            .concat()
+            .iter()
+            .any(|known| path == Path::new(known));
+        assert!(
+            known || record.layer(path).is_some(),
+            "{what}: {} is left",
+            path.display()
+        );
+    }
+    for layer in &record.layers {
+        assert!(
+            world.images.contains_key(&*layer.image),
+            "{what}: {layer} is missing"
+        );
+    }
+    assert_eq!(record.garbage(), [], "{what}");
+    for domain in world
+        .domains
+        .values()
+        .filter(|domain| domain.images != [PathBuf::from(OTHER)])
+    {
+        assert_eq!(
+            domain.images, domain.told,
+            "{what}: libxl does not know its disks"
+        );
+        let disks = IMAGES.map(|base| match record.active_layer(Path::new(base)) {
+            Some(layer) => layer.image.to_path_buf(),
+            None => base.into(),
+        });
+        assert_eq!(
+            domain.images, disks,
+            "{what}: the store does not know its disks"
+        );
     }
     if let Some(other) = world.images.get(Path::new(OTHER)) {
         assert_eq!(other.content, "disk other", "{what}");

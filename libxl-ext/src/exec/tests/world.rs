@@ -3,9 +3,12 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
+use crate::model::configuration::redirect;
 use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, InternalSnapshot, Stamp};
 use crate::model::domain::{DomainLife, DomainState, GuestType, Keeper};
+use crate::model::layer::Layer;
 use crate::model::process::ProcessId;
+use crate::plan::Switch;
 use crate::port::{
     BlockLayer, BlockNode, Configuration, DomainView, Hypervisor, Images, Monitors, NoticeBoard,
     Ports, Restorer, Toolstack,
@@ -58,6 +61,8 @@ pub(super) struct Domain {
     pub(super) memory: String,
     /// The disks that it has.
     pub(super) images: Vec<PathBuf>,
+    /// The disks that libxl believes it to have.
+    pub(super) told: Vec<PathBuf>,
 }
 
 impl Domain {
@@ -72,8 +77,13 @@ impl Domain {
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Image {
+    /// What is in the image itself; a layer holds nothing until something is written to it.
     pub(super) content: String,
     pub(super) snapshots: BTreeMap<String, (String, i64)>,
+    /// The image below.
+    pub(super) backing: Option<PathBuf>,
+    /// Counts the writes.
+    pub(super) written: i64,
 }
 
 #[derive(Debug, Default)]
@@ -102,6 +112,27 @@ impl World {
         self.fault.take().is_none_or(|(at, _)| self.calls > at)
     }
 
+    /// What a guest reads of an image.
+    pub(super) fn content(&self, path: &Path) -> String {
+        let image = &self.images[path];
+        match &image.backing {
+            Some(below) if image.content.is_empty() => self.content(below),
+            _ => image.content.clone(),
+        }
+    }
+
+    /// The image of the disk and those below it, which QEMU has open too.
+    fn chain(&self, path: &Path) -> Vec<PathBuf> {
+        let mut chain = vec![path.to_path_buf()];
+        while let Some(below) = chain
+            .last()
+            .and_then(|path| self.images.get(path)?.backing.clone())
+        {
+            chain.push(below);
+        }
+        chain
+    }
+
     pub(super) fn the_domain(&self) -> Option<&Domain> {
         self.domains.values().next()
     }
@@ -123,6 +154,7 @@ impl Shared {
             pauses: 0,
             memory: "memory 0".into(),
             images: IMAGES.map(PathBuf::from).into(),
+            told: IMAGES.map(PathBuf::from).into(),
         };
         let image = Image {
             content: "disk 0".into(),
@@ -157,7 +189,9 @@ impl Shared {
         for domain in world.domains.values_mut() {
             domain.memory = format!("memory {to}");
             for path in &domain.images {
-                world.images.get_mut(path).unwrap().content = format!("disk {to}");
+                let image = world.images.get_mut(path).unwrap();
+                image.content = format!("disk {to}");
+                image.written += 1;
             }
         }
     }
@@ -169,6 +203,7 @@ impl Shared {
         domain.uuid = Uuid::from_u128(8);
         domain.memory = "memory other".into();
         domain.images = vec![OTHER.into()];
+        domain.told = vec![OTHER.into()];
         let image = Image {
             content: "disk other".into(),
             ..Image::default()
@@ -184,6 +219,7 @@ impl Shared {
         world.images.insert(to.into(), image);
         for domain in world.domains.values_mut() {
             domain.images = vec![to.into()];
+            domain.told = vec![to.into()];
         }
     }
 
@@ -209,6 +245,14 @@ impl Shared {
             std::panic::resume_unwind(Box::new(Killed));
         }
         result
+    }
+}
+
+/// By the name of the image.
+fn format_of(path: &Path) -> &'static str {
+    match path.extension() {
+        Some(raw) if raw == "raw" => "raw",
+        _ => "qcow2",
     }
 }
 
@@ -251,12 +295,33 @@ impl World {
 
     /// What the real port makes sure of before it writes.
     fn closed_image(&mut self, path: &Path) -> Result<&mut Image> {
-        let mut open = self.domains.values().filter(|domain| !domain.gutted);
-        if open.any(|domain| domain.images.iter().any(|image| image == path)) {
+        let open = self.domains.values().filter(|domain| !domain.gutted);
+        let mut open =
+            open.flat_map(|domain| domain.images.iter().flat_map(|image| self.chain(image)));
+        if open.any(|image| image == path) {
             Err(impossible("the image is in use"))
         } else {
             self.image(path)
         }
+    }
+
+    /// The domain's QEMU goes on in another image.
+    fn replace_disk(&mut self, domid: u32, from: &Path, to: &Path) -> Result<()> {
+        let mut disks = self.domain(domid)?.images.iter_mut();
+        let disk = disks.find(|disk| &***disk == from);
+        *disk.ok_or_else(|| impossible("no such disk"))? = to.into();
+        Ok(())
+    }
+
+    /// Writes what a layer holds to the image below.
+    fn merge(&mut self, layer: &Layer) -> Result<()> {
+        let content = self.image(&layer.image)?.content.clone();
+        if !content.is_empty() {
+            let below = self.image(&layer.backing.as_ref().unwrap().image)?;
+            below.content = content;
+            below.written += 1;
+        }
+        Ok(())
     }
 
     fn monitor(&mut self, process: ProcessId, held: bool) {
@@ -300,6 +365,12 @@ impl Image {
             });
         ImageFacts {
             virtual_size: 1 << 20,
+            allocated: 1 << 16,
+            written: Stamp {
+                seconds: self.written,
+                nanoseconds: 0,
+            },
+            backing: self.backing.clone(),
             snapshots: snapshots.collect(),
         }
     }
@@ -338,12 +409,12 @@ impl Toolstack for Shared {
             let domain = world.domain(domid)?;
             let uuid = domain.uuid;
             let disks: Vec<_> = domain
-                .images
+                .told
                 .iter()
                 .zip(["xvda", "xvdb"])
                 .map(|(path, vdev)| {
                     json!({ "pdev_path": path, "vdev": vdev, "backend": "qdisk",
-                            "format": "qcow2", "readwrite": 1 })
+                            "format": format_of(path), "readwrite": 1 })
                 })
                 .collect();
             let value = json!({ "c_info": { "uuid": uuid }, "disks": disks });
@@ -399,6 +470,17 @@ impl Toolstack for Shared {
         })
     }
 
+    fn point_disks(&self, domid: u32, switches: &[Switch]) -> Result<()> {
+        self.call(|world| {
+            let domain = world.domain(domid)?;
+            for switch in switches {
+                let at = usize::from(switch.from.vdev == "xvdb");
+                domain.told[at] = switch.to.image.to_path_buf();
+            }
+            Ok(())
+        })
+    }
+
     fn destroy(&self, domid: u32) -> Result<()> {
         // As libxl does it: pause, end QEMU, take the name, and only then the domain.
         self.call(|world| {
@@ -423,33 +505,50 @@ impl Toolstack for Shared {
 impl BlockLayer for Shared {
     fn nodes(&self, life: DomainLife) -> Result<Vec<BlockNode>> {
         self.call(|world| {
-            let paths = world.domain(life.domid)?.images.clone();
-            if paths.is_empty() {
+            let domain = world.domain(life.domid)?.clone();
+            if domain.images.is_empty() || domain.gutted {
                 return Err(impossible("there is no QEMU"));
             }
-            let nodes = paths.iter().map(|path| {
-                Ok(BlockNode {
-                    node_name: path.display().to_string(),
-                    driver: "qcow2".into(),
-                    image: path.as_path().into(),
-                    facts: world.open_image(life.domid, path)?.facts(),
-                })
+            let paths = domain.images.iter().flat_map(|path| world.chain(path));
+            let nodes = paths.map(|path| BlockNode {
+                node_name: path.display().to_string(),
+                driver: format_of(&path).into(),
+                facts: world.images[&path].facts(),
+                image: path.into(),
             });
-            nodes.collect()
+            Ok(nodes.collect())
         })
     }
 
-    fn snapshot(&self, life: DomainLife, tag: &str, disks: &[DiskTarget]) -> Result<()> {
+    fn snapshot(
+        &self,
+        life: DomainLife,
+        tag: &str,
+        disks: &[DiskTarget],
+        layers: &[Layer],
+    ) -> Result<()> {
         self.call(|world| {
             world.clock += 1;
             let clock = world.clock;
             for disk in disks {
+                let content = world.content(&disk.image);
                 let image = world.open_image(life.domid, &disk.image)?;
-                image
-                    .snapshots
-                    .insert(tag.to_owned(), (image.content.clone(), clock));
+                image.snapshots.insert(tag.to_owned(), (content, clock));
+            }
+            for layer in layers {
+                assert_eq!(world.image(&layer.image)?.content, "", "it is new");
+                let below = layer.backing.as_ref().unwrap();
+                world.replace_disk(life.domid, &below.image, &layer.image)?;
             }
             Ok(())
+        })
+    }
+
+    fn leave_layer(&self, life: DomainLife, layer: &Layer) -> Result<()> {
+        self.call(|world| {
+            let below = layer.backing.as_ref().unwrap();
+            world.replace_disk(life.domid, &layer.image, &below.image)?;
+            world.merge(layer)
         })
     }
 
@@ -505,8 +604,58 @@ impl Images for Shared {
                 .get(tag)
                 .ok_or_else(|| impossible("no such snapshot"))?;
             image.content = content.clone();
+            image.written += 1;
             Ok(())
         })
+    }
+
+    fn create_layer(&self, layer: &Layer) -> Result<()> {
+        self.call(|world| {
+            let image = Image {
+                backing: layer
+                    .backing
+                    .as_ref()
+                    .map(|below| below.image.to_path_buf()),
+                ..Image::default()
+            };
+            let old = world.images.insert(layer.image.to_path_buf(), image);
+            assert!(old.is_none(), "{layer} overwrites an image");
+            Ok(())
+        })
+    }
+
+    fn extract(&self, from: &DiskTarget, tag: &str, layer: &Layer) -> Result<()> {
+        self.call(|world| {
+            let (content, _) = world.images[&*from.image].snapshots[tag].clone();
+            let image = Image {
+                content,
+                ..Image::default()
+            };
+            world.images.insert(layer.image.to_path_buf(), image);
+            Ok(())
+        })
+    }
+
+    fn commit_layer(&self, layer: &Layer) -> Result<()> {
+        self.call(|world| {
+            world.closed_image(&layer.image)?;
+            world.closed_image(&layer.backing.as_ref().unwrap().image)?;
+            world.merge(layer)
+        })
+    }
+
+    fn remove_layer(&self, layer: &Layer) -> Result<()> {
+        self.call(|world| {
+            if world.images.contains_key(&*layer.image) {
+                world.closed_image(&layer.image)?;
+                world.images.remove(&*layer.image);
+            }
+            Ok(())
+        })
+    }
+
+    fn make_durable(&self, _image: &Path) -> Result<()> {
+        self.call(|_| Ok(()))
     }
 
     fn delete_snapshot(&self, disk: &DiskTarget, tag: &str) -> Result<()> {
@@ -518,16 +667,19 @@ impl Images for Shared {
 }
 
 impl Restorer for Shared {
-    fn restore_paused(&self, image: &Path, keeper: Keeper) -> Result<()> {
+    fn restore_paused(&self, image: &Path, keeper: Keeper, switches: &[Switch]) -> Result<()> {
         let bytes = std::fs::read(image).map_err(|error| Error::io("restore", error))?;
         self.call(|world| {
             assert!(world.domains.is_empty(), "restored beside another domain");
             world.restored_for.push(keeper);
             // Header of 48 bytes, length, configuration, NUL, memory.
             let end = bytes[52..].iter().position(|byte| *byte == 0).unwrap() + 52;
-            let config: serde_json::Value = serde_json::from_slice(&bytes[52..end]).unwrap();
+            let config = std::str::from_utf8(&bytes[52..end]).unwrap();
+            let config: serde_json::Value =
+                serde_json::from_str(&redirect(config, switches)?).unwrap();
             let disks = config["disks"].as_array().unwrap();
             let paths = disks.iter().map(|disk| disk["pdev_path"].as_str().unwrap());
+            let images: Vec<_> = paths.map(PathBuf::from).collect();
             world.insert(Domain {
                 uuid: serde_json::from_value(config["c_info"]["uuid"].clone()).unwrap(),
                 suspended: false,
@@ -537,7 +689,8 @@ impl Restorer for Shared {
                 monitor_held: false,
                 pauses: 1,
                 memory: String::from_utf8(bytes[end + 1..].to_vec()).unwrap(),
-                images: paths.map(PathBuf::from).collect(),
+                told: images.clone(),
+                images,
             });
             Ok(())
         })

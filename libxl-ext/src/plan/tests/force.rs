@@ -151,7 +151,15 @@ fn the_check_refuses_a_loss_that_nobody_asked_for() {
             panic!("{lost}")
         };
         let life = inventory.live.as_ref().unwrap().life;
-        steps.insert(at(&lost), Step::SnapshotDisks { life, id, disks });
+        steps.insert(
+            at(&lost),
+            Step::SnapshotDisks {
+                life,
+                id,
+                disks,
+                layers: Vec::new(),
+            },
+        );
     });
     assert!(report.contains("goes on writing to"), "{report}");
 }

@@ -1,0 +1,149 @@
+//! The part of [`super::check`] that follows the layers through a plan: none is lost while something stands
+//! on it, none is written to that others stand on, and none is a disk that nobody would find again.
+
+use super::Switch;
+use super::check::require;
+use crate::model::disk::DiskTarget;
+use crate::model::layer::Layer;
+use crate::model::record::{DiskProof, DomainRecord, SnapshotRecord};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// The layers after the steps so far.
+pub(super) struct Chains {
+    /// What the store will say.
+    record: DomainRecord,
+    /// Layers that were made, with the image whose content they begin with.
+    made: BTreeMap<Box<Path>, Box<Path>>,
+    /// Images that the domain no longer writes to, since it goes on in layers.
+    left: BTreeSet<Box<Path>>,
+    /// Layers that the domain writes to, without anybody having been told.
+    untold: BTreeSet<Box<Path>>,
+    removed: BTreeSet<Box<Path>>,
+}
+
+impl Chains {
+    pub(super) fn of(record: &DomainRecord) -> Self {
+        Self {
+            record: record.clone(),
+            made: BTreeMap::new(),
+            left: BTreeSet::new(),
+            untold: BTreeSet::new(),
+            removed: BTreeSet::new(),
+        }
+    }
+
+    /// A layer is made, on the image below it or of the content of `from`.
+    pub(super) fn make(&mut self, layer: &Layer, from: Option<&Path>) -> Result<(), &'static str> {
+        require(
+            self.record.layer(&layer.image).is_none() && !self.made.contains_key(&layer.image),
+            "makes an image that is there",
+        )?;
+        let below = layer.backing.as_ref().map(|below| &*below.image);
+        let begins_with = from.or(below).ok_or("makes an image of nothing")?;
+        self.made.insert(layer.image.clone(), begins_with.into());
+        Ok(())
+    }
+
+    /// The domain goes on in layers.
+    pub(super) fn go_on_in(&mut self, layers: &[Layer]) -> Result<(), &'static str> {
+        for layer in layers {
+            let below = self.made.get(&layer.image);
+            let below = below.ok_or("goes on in an image that was not made")?;
+            self.left.insert(below.clone());
+            self.untold.insert(layer.image.clone());
+        }
+        Ok(())
+    }
+
+    /// libxl is told.
+    pub(super) fn point(&mut self, switches: &[Switch]) {
+        for switch in switches {
+            self.untold.remove(&switch.to.image);
+        }
+    }
+
+    /// The guest may go on only in images that the next start finds.
+    pub(super) fn require_pointed(&self) -> Result<(), &'static str> {
+        require(
+            self.untold.is_empty(),
+            "lets the guest go on in a layer that its next start would not find",
+        )
+    }
+
+    /// Whether the guest went on elsewhere.
+    pub(super) fn is_left(&self, image: &Path) -> bool {
+        self.left.contains(image)
+    }
+
+    /// Whether a restored domain's disk begins with the state of a snapshot's.
+    pub(super) fn made_of(&self, switches: &[Switch], proof: &DiskProof) -> bool {
+        let mut switches = switches.iter();
+        switches
+            .find(|switch| switch.from.vdev == proof.target.vdev)
+            .and_then(|switch| self.made.get(&switch.to.image))
+            .is_some_and(|from| *from == proof.target.image)
+    }
+
+    pub(super) fn commit(
+        &mut self,
+        added: Option<&SnapshotRecord>,
+        layers: &[Layer],
+        disks: &[DiskTarget],
+    ) -> Result<(), &'static str> {
+        require(
+            layers
+                .iter()
+                .all(|layer| self.made.contains_key(&layer.image)),
+            "records an image that was not made",
+        )?;
+        self.record.snapshots.extend(added.cloned());
+        self.record.add_layers(layers);
+        self.record.make_disks(disks);
+        require(
+            self.made
+                .keys()
+                .all(|made| self.record.layer(made).is_some()),
+            "leaves an image that nothing explains",
+        )?;
+        require(
+            disks.iter().all(|disk| !self.record.is_frozen(&disk.image)),
+            "makes an image the disk that others stand on",
+        )
+    }
+
+    /// A file is removed.
+    pub(super) fn remove(&mut self, image: &Path) -> Result<(), &'static str> {
+        let layer = self.record.layer(image);
+        let layer = layer.ok_or("removes an image that is not ours")?;
+        require(!layer.active, "removes a disk")?;
+        let is_gone = |layer: &Layer| self.removed.contains(&layer.image);
+        require(
+            self.record.layers_on(image).all(is_gone),
+            "removes an image that others stand on",
+        )?;
+        let mut proofs = self
+            .record
+            .snapshots
+            .iter()
+            .flat_map(|snapshot| &snapshot.disks);
+        require(
+            proofs.all(|proof| &*proof.target.image != image),
+            "removes an image that holds a snapshot's state",
+        )?;
+        self.removed.insert(image.into());
+        Ok(())
+    }
+
+    /// The record no longer explains them.
+    pub(super) fn forget(&mut self, images: &[Box<Path>]) -> Result<(), &'static str> {
+        require(
+            images.iter().all(|image| self.removed.contains(image)),
+            "forgets an image that is still there",
+        )?;
+        self.record
+            .layers
+            .retain(|layer| !images.contains(&layer.image));
+        Ok(())
+    }
+}
