@@ -4,10 +4,10 @@ use super::perform::{LAST_WRITES, Measured, Performer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::{DiskKind, DiskTarget};
 use crate::model::domain::DomainLife;
-use crate::model::layer::Layer;
+use crate::model::layer::{Into, Layer};
 use crate::model::name::SnapshotId;
-use crate::model::record::DiskProof;
-use crate::plan::{Extracted, Switch};
+use crate::model::record::{DiskProof, DomainRecord};
+use crate::plan::{Extracted, Merge, Step, StoreChange, Switch};
 use std::path::Path;
 
 impl Performer<'_> {
@@ -51,6 +51,90 @@ impl Performer<'_> {
                 .images
                 .extract(&made.from, &id.tag(), &made.layer)
         })
+    }
+
+    pub(super) fn merge_layer(&self, merge: &Merge) -> Result<()> {
+        let layer = &merge.layer;
+        let view = self.find_by_name()?;
+        let nodes = view.map(|view| self.ports.block.nodes(view.life));
+        let is_open = |image: &Path| match &nodes {
+            Some(Ok(nodes)) => nodes.iter().any(|node| &*node.image == image),
+            _ => false,
+        };
+        let images = &self.ports.images;
+        match view {
+            Some(view) if is_open(&layer.image) => self.ports.block.merge(view.life, merge)?,
+            // It was left before: nothing else stands on the image below, and that is open.
+            Some(_)
+                if layer
+                    .backing
+                    .as_ref()
+                    .is_some_and(|below| is_open(&below.image)) => {}
+            _ if images.facts(&layer.image, layer.target().format)?.is_none() => {}
+            _ => match merge.into {
+                Into::Below => images.commit_layer(layer)?,
+                Into::Layer => images.rebase_layer(layer, merge.onto.as_ref(), true)?,
+            },
+        }
+        if merge.into == Into::Layer {
+            return Ok(());
+        }
+        // Those that a QEMU has open it has put onto the image below itself.
+        let mut closed = merge.above.iter().filter(|above| !is_open(&above.image));
+        closed.try_for_each(|above| images.rebase_layer(above, layer.backing.as_ref(), false))
+    }
+
+    /// Lets a monitor go on that was held for a merge which is not carried on: libxl is told which image the
+    /// disk is, since a reboot begins with that. `at` is the step that failed.
+    pub(super) fn let_monitor_go(&self, at: usize) -> Result<()> {
+        let steps = &self.plan.steps;
+        let holds = |step: &Step| match step {
+            Step::HoldMonitor { .. } => Some(true),
+            Step::ReleaseMonitor { .. } => Some(false),
+            _ => None,
+        };
+        let before = steps.iter().take(at).rev().find_map(holds);
+        let begun = steps.get(at).and_then(holds);
+        if before != Some(true) && begun != Some(true) {
+            return Ok(());
+        }
+        for step in &steps[at..] {
+            match step {
+                Step::PointDisks { life, switches } if self.look(*life)?.is_some() => {
+                    let nodes = self.ports.block.nodes(*life)?;
+                    let is_open = |image: &Path| nodes.iter().any(|node| &*node.image == image);
+                    let mut switches = switches.clone();
+                    switches
+                        .retain(|switch| is_open(&switch.to.image) && !is_open(&switch.from.image));
+                    self.ports.toolstack.point_disks(life.domid, &switches)?;
+                }
+                Step::ReleaseMonitor { process } => return self.ports.monitors.release(*process),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Images that a change of ours wrote to are known by their last writes again.
+    pub(super) fn restamp(&self, record: &mut DomainRecord, change: &StoreChange) -> Result<()> {
+        let changed: Vec<_> = match change {
+            StoreChange::Merged { merge } => merge.images(),
+            StoreChange::Remove { changed, .. } => changed.iter().map(|image| &**image).collect(),
+            _ => return Ok(()),
+        };
+        let proofs = record
+            .snapshots
+            .iter_mut()
+            .flat_map(|snapshot| &mut snapshot.disks);
+        for proof in proofs.filter(|proof| proof.kind == DiskKind::External) {
+            let DiskTarget { image, format, .. } = &proof.target;
+            if changed.contains(&&**image) {
+                self.ports.images.make_durable(image)?;
+                let facts = self.ports.images.facts(image, *format)?;
+                proof.stamp = facts.map(|facts| facts.written);
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn remove_layers(&self, layers: &[Layer]) -> Result<()> {
@@ -108,6 +192,8 @@ impl Performer<'_> {
             match view {
                 Some(view) if is_open(&layer.image) => {
                     self.ports.block.leave_layer(view.life, layer)?;
+                    // From here on the image below is newer: nobody may merge the layer into it again.
+                    self.ports.images.remove_layer(layer)?;
                 }
                 // It was never put on top.
                 Some(view) if view.life == life && below.is_some_and(|b| is_open(&b.image)) => {}

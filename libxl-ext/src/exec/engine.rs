@@ -56,7 +56,7 @@ pub fn run(
         };
         return match committed {
             Ok(false) => Err(give_up(plan, at, error, journal, &performer)),
-            Ok(true) => finish_later(plan, journal, error, &performer),
+            Ok(true) => finish_later(plan, at, journal, error, &performer),
             Err(unknown) => Err(in_doubt(plan, &error, unknown)),
         };
     }
@@ -125,12 +125,17 @@ fn aftermath(performer: &Performer<'_>, at: usize) -> String {
 /// The operation is completed; only tidying up failed.
 fn finish_later(
     plan: &Plan,
+    at: usize,
     journal: Journal,
     error: Error,
     performer: &Performer<'_>,
 ) -> Result<Outcome> {
     performer.withdraw_progress();
     if plan.operation == Operation::SnapshotDelete {
+        // Otherwise the journal stays, and the next command tries it.
+        performer
+            .let_monitor_go(at)
+            .map_err(|held| in_doubt(plan, &error, held))?;
         // The record says that the deletion has begun: giving the command again finishes it.
         if let Err(close) = journal.close() {
             tracing::warn!("{}", close.report());
@@ -154,12 +159,12 @@ fn in_doubt(plan: &Plan, error: &Error, unknown: Error) -> Error {
     Error::new(
         ErrorKind::NeedsRepair,
         format!(
-            "{} of '{}' failed ({}), and the record cannot be read to see how far it got",
+            "{} of '{}' failed ({}), and it cannot be seen how far it got",
             plan.operation.as_str(),
             plan.snapshot,
             error.report()
         ),
     )
     .because(unknown)
-    .hint("make the record readable; the next command for this domain goes on")
+    .hint("remove what stands in the way; the next command for this domain goes on")
 }

@@ -9,7 +9,7 @@ use crate::model::domain::{DomainLife, DomainState, GuestState};
 use crate::model::layer::Layer;
 use crate::model::name::SnapshotId;
 use crate::model::record::{DiskProof, DomainRecord, MemoryProof, SnapshotRecord};
-use crate::plan::{Memory, Plan, Step, StoreChange, Switch};
+use crate::plan::{Memory, Plan, Step, StoreChange, Switch, apply_merge};
 use crate::port::{DomainView, Ports};
 use crate::store::DomainStore;
 use std::cell::Cell;
@@ -80,6 +80,7 @@ impl Performer<'_> {
             } => self.snapshot_disks(*life, *id, disks, layers, measured),
             Step::PointDisks { life, switches } => self.point_disks(*life, switches),
             Step::LeaveLayers { life, layers } => self.leave_layers(*life, layers),
+            Step::MergeLayer { merge } => self.merge_layer(merge),
             Step::RemoveLayers { layers } => self.remove_layers(layers),
             Step::SnapshotImages { id, disks } => disks
                 .iter()
@@ -373,6 +374,7 @@ impl Performer<'_> {
     fn commit(&self, change: &StoreChange, measured: &Measured) -> Result<()> {
         let mut record = self.store.load()?;
         apply(&mut record, change, measured);
+        self.restamp(&mut record, change)?;
         record.generation += 1;
         record.last_operation = Some(self.plan.id);
         self.store.save(&record)
@@ -426,10 +428,29 @@ fn apply(record: &mut DomainRecord, change: &StoreChange, measured: &Measured) {
             record.add_layers(layers);
             record.make_disks(disks);
         }
-        StoreChange::ForgetLayers { images } => {
-            record.layers.retain(|layer| !images.contains(&layer.image));
+        StoreChange::Merging { merge } => {
+            record.forget_last_writes(&merge.images());
+            record.mark_merging(&merge.layer.image, merge.into);
         }
-        StoreChange::MarkDeleting { ids } => record.mark_deleting(ids),
-        StoreChange::Remove { ids } => ids.iter().for_each(|id| record.remove(*id)),
+        StoreChange::Merged { merge } => apply_merge(record, merge),
+        StoreChange::ForgetLayers { images } => {
+            record.forget_layers(images);
+        }
+        StoreChange::MarkDeleting { ids, changing } => {
+            record.mark_deleting(ids);
+            record.forget_last_writes(&changing.iter().map(|image| &**image).collect::<Vec<_>>());
+        }
+        StoreChange::Remove {
+            ids,
+            left_over,
+            tidied,
+            ..
+        } => {
+            ids.iter().for_each(|id| record.remove(*id));
+            record
+                .left_over
+                .retain(|left| !tidied.contains(left) && !left_over.contains(left));
+            record.left_over.extend(left_over.iter().cloned());
+        }
     }
 }

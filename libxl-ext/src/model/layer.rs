@@ -1,7 +1,7 @@
 //! The images that we made: each stands on another one, which is not written to any more.
 
 use crate::model::disk::{DiskKind, DiskTarget, ImageFormat};
-use crate::model::record::DomainRecord;
+use crate::model::record::{DiskProof, DomainRecord, RecordState};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -18,6 +18,20 @@ pub struct Layer {
     pub base: Backing,
     /// Whether it is the disk: what a guest started from that configuration file has to be given.
     pub active: bool,
+    /// Whether it and the image below it are becoming one: either may be as before or as afterwards. If the
+    /// file of a layer that goes into the image below is gone, nothing is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merging: Option<Into>,
+}
+
+/// Which image is left of two that become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Into {
+    /// The layer is written to the image below it. (QEMU: commit.)
+    Below,
+    /// The layer gets what it lacks from the image below it. (QEMU: stream.)
+    Layer,
 }
 
 /// An image that others stand on.
@@ -84,10 +98,103 @@ impl DomainRecord {
     pub fn is_frozen(&self, image: &Path) -> bool {
         self.layers_on(image).next().is_some()
             || self
-                .snapshots
-                .iter()
-                .flat_map(|snapshot| &snapshot.disks)
+                .proofs()
                 .any(|proof| proof.kind == DiskKind::External && &*proof.target.image == image)
+    }
+
+    /// The disks of all snapshots that are not being deleted.
+    pub fn proofs(&self) -> impl Iterator<Item = &DiskProof> {
+        self.snapshots
+            .iter()
+            .filter(|snapshot| snapshot.state == RecordState::Complete)
+            .flat_map(|snapshot| &snapshot.disks)
+    }
+
+    /// Whether a snapshot's state is in the image, in either way.
+    fn is_in_a_snapshot(&self, image: &Path) -> bool {
+        self.proofs().any(|proof| &*proof.target.image == image)
+    }
+
+    /// A layer that is the only one on the image below it, where that holds nothing else that is needed: the
+    /// two may become one image. One with internal snapshots stays: they read through to the image below.
+    pub fn mergeable(&self) -> impl Iterator<Item = (&Layer, &Backing)> {
+        self.layers.iter().filter_map(|layer| {
+            let below = layer.backing.as_ref()?;
+            let has_tags = self
+                .proofs()
+                .any(|proof| proof.kind == DiskKind::Internal && proof.target.image == layer.image);
+            let below_is_disk = match self.layer(&below.image) {
+                Some(below) => below.active,
+                None => self.active_layer(&below.image).is_none(),
+            };
+            let alone = self.layers_on(&below.image).count() == 1;
+            let may = alone && !has_tags && !below_is_disk && !self.is_in_a_snapshot(&below.image);
+            may.then_some((layer, below))
+        })
+    }
+
+    /// A layer and the image below it are becoming one.
+    pub fn mark_merging(&mut self, image: &Path, into: Into) {
+        for layer in self
+            .layers
+            .iter_mut()
+            .filter(|layer| &*layer.image == image)
+        {
+            layer.merging = Some(into);
+        }
+    }
+
+    /// We are about to write to images that hold snapshots' states, in a way that the states do not notice:
+    /// until that is done nobody can say when they were last written to.
+    pub fn forget_last_writes(&mut self, images: &[&Path]) {
+        for proof in self
+            .snapshots
+            .iter_mut()
+            .flat_map(|snapshot| &mut snapshot.disks)
+        {
+            if proof.kind == DiskKind::External && images.contains(&&*proof.target.image) {
+                proof.stamp = None;
+            }
+        }
+    }
+
+    /// What a layer held is in the image below it now. The layer is of no use any more.
+    pub fn merge_down(&mut self, image: &Path) {
+        let Some(merged) = self.layer(image).cloned() else {
+            return;
+        };
+        let Some(below) = merged.backing.clone() else {
+            return;
+        };
+        for layer in &mut self.layers {
+            if &*layer.image == image {
+                layer.active = false;
+            } else if layer.image == below.image {
+                layer.active |= merged.active;
+            } else if layer.backing.as_ref().is_some_and(|on| &*on.image == image) {
+                layer.backing = Some(below.clone());
+            }
+        }
+        for proof in self
+            .snapshots
+            .iter_mut()
+            .flat_map(|snapshot| &mut snapshot.disks)
+        {
+            if &*proof.target.image == image {
+                proof.target.image.clone_from(&below.image);
+                proof.target.format = below.format;
+            }
+        }
+    }
+
+    /// What the image below a layer held is in the layer now.
+    pub fn merge_up(&mut self, image: &Path) {
+        let below = self.layer(image).and_then(|layer| layer.backing.clone());
+        let further = below.and_then(|below| self.layer(&below.image)?.backing.clone());
+        if let Some(layer) = self.layers.iter_mut().find(|layer| &*layer.image == image) {
+            layer.backing = further;
+            layer.merging = None;
+        }
     }
 
     /// Adds layers.
@@ -97,6 +204,30 @@ impl DomainRecord {
                 self.layers.push(new.clone());
             }
         }
+    }
+
+    /// Takes out layers whose files are gone, with what was left over in them.
+    pub fn forget_layers(&mut self, images: &[Box<Path>]) {
+        self.layers.retain(|layer| !images.contains(&layer.image));
+        self.left_over
+            .retain(|left| !images.contains(&left.target.image));
+    }
+
+    /// The images that a disk consists of, the disk itself first, as far as they are ours, with the first one
+    /// below that is not.
+    pub fn chain<'a>(&'a self, disk: &'a Path) -> Vec<&'a Path> {
+        let mut chain = vec![disk];
+        while let Some(below) = chain
+            .last()
+            .and_then(|image| self.layer(image)?.backing.as_ref())
+        {
+            // A record that says that an image stands on itself has no end.
+            if chain.contains(&&*below.image) {
+                break;
+            }
+            chain.push(&below.image);
+        }
+        chain
     }
 
     /// Makes images the disks, each instead of the others with the same base.
@@ -119,14 +250,7 @@ impl DomainRecord {
     /// The layers that nothing needs any more: none of them is a disk, holds a snapshot's state or has
     /// something needed above it. Those above before those below.
     pub fn garbage(&self) -> Vec<Layer> {
-        let is_held = |layer: &Layer| {
-            layer.active
-                || self
-                    .snapshots
-                    .iter()
-                    .flat_map(|snapshot| &snapshot.disks)
-                    .any(|proof| proof.target.image == layer.image)
-        };
+        let is_held = |layer: &Layer| layer.active || self.is_in_a_snapshot(&layer.image);
         let mut garbage: Vec<Layer> = Vec::new();
         loop {
             let found = self.layers.iter().find(|layer| {
@@ -146,7 +270,6 @@ impl DomainRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::record::DiskProof;
     use crate::model::tree::tests::record;
 
     fn base() -> Backing {
@@ -170,6 +293,7 @@ mod tests {
             backing: Some(backing),
             base: base(),
             active: false,
+            merging: None,
         }
     }
 
@@ -208,6 +332,64 @@ mod tests {
         domain.activate(&base().image, &base().image);
         domain.snapshots.clear();
         assert_eq!(names(&domain.garbage()), ["b", "c", "a"]);
+    }
+
+    #[test]
+    fn two_images_become_one_where_nothing_else_needs_either() {
+        let mut domain = DomainRecord::new("g");
+        domain.add_layers(&[layer("a", "base"), layer("b", "a"), layer("c", "b")]);
+        domain.activate(Path::new("/i/c"), &base().image);
+        let mergeable = |domain: &DomainRecord| -> Vec<String> {
+            let pairs = domain.mergeable();
+            pairs
+                .map(|(layer, _)| layer.image.display().to_string())
+                .collect()
+        };
+        assert_eq!(mergeable(&domain), ["/i/a", "/i/b", "/i/c"]);
+        let mut snapshot = record(1);
+        snapshot.disks.push(DiskProof {
+            target: layer("b", "a").target(),
+            kind: DiskKind::External,
+            stamp: None,
+        });
+        domain.add(snapshot);
+        assert_eq!(
+            mergeable(&domain),
+            ["/i/a", "/i/b"],
+            "b is the snapshot's state"
+        );
+        domain.merge_down(Path::new("/i/b"));
+        assert_eq!(
+            &*domain.snapshots[0].disks[0].target.image,
+            Path::new("/i/a")
+        );
+        assert_eq!(names(&domain.garbage()), ["b"]);
+        domain
+            .layers
+            .retain(|layer| &*layer.image != Path::new("/i/b"));
+        assert_eq!(
+            domain.layer(Path::new("/i/c")).unwrap().backing,
+            layer("c", "a").backing
+        );
+        domain.snapshots[0].disks[0].kind = DiskKind::Internal;
+        assert_eq!(
+            mergeable(&domain),
+            Vec::<String>::new(),
+            "tags read through to the base"
+        );
+        domain.snapshots.clear();
+        domain.merge_up(Path::new("/i/c"));
+        assert_eq!(names(&domain.garbage()), ["a"]);
+        assert_eq!(
+            domain.layer(Path::new("/i/c")).unwrap().backing,
+            Some(base())
+        );
+        domain.layers.remove(0);
+        domain.merge_down(Path::new("/i/c"));
+        assert!(
+            domain.active_layer(&base().image).is_none(),
+            "the base is the disk again"
+        );
     }
 
     #[test]

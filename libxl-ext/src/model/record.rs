@@ -24,6 +24,10 @@ pub struct DomainRecord {
     /// Every image that we made, those below before those above.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<Layer>,
+    /// Internal snapshots of which nobody needs anything, in images that could not be written to when
+    /// theirs was deleted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_over: Vec<LeftOver>,
 }
 
 impl DomainRecord {
@@ -36,6 +40,7 @@ impl DomainRecord {
             current: None,
             snapshots: Vec::new(),
             layers: Vec::new(),
+            left_over: Vec::new(),
         }
     }
 }
@@ -86,6 +91,16 @@ impl SnapshotRecord {
     pub fn checked_name(&self) -> crate::Result<SnapshotName> {
         SnapshotName::new(self.name())
     }
+}
+
+/// An internal snapshot that is to be deleted from an image as soon as that can be written to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOver {
+    /// The snapshot; the image carries its tag.
+    pub id: SnapshotId,
+    /// The image.
+    #[serde(flatten)]
+    pub target: DiskTarget,
 }
 
 /// What a memory image must be for it to be believed.

@@ -1,10 +1,12 @@
 //! The part of [`super::check`] that follows the layers through a plan: none is lost while something stands
 //! on it, none is written to that others stand on, and none is a disk that nobody would find again.
 
-use super::Switch;
 use super::check::require;
+use super::coalesce::apply_merge;
+use super::{Merge, Switch};
 use crate::model::disk::DiskTarget;
-use crate::model::layer::Layer;
+use crate::model::layer::{Into, Layer};
+use crate::model::name::SnapshotId;
 use crate::model::record::{DiskProof, DomainRecord, SnapshotRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -20,6 +22,10 @@ pub(super) struct Chains {
     /// Layers that the domain writes to, without anybody having been told.
     untold: BTreeSet<Box<Path>>,
     removed: BTreeSet<Box<Path>>,
+    /// A merge that is not recorded yet.
+    merging: Option<Merge>,
+    /// Layers that were disks and are not any more.
+    departed: BTreeSet<Box<Path>>,
 }
 
 impl Chains {
@@ -30,6 +36,8 @@ impl Chains {
             left: BTreeSet::new(),
             untold: BTreeSet::new(),
             removed: BTreeSet::new(),
+            merging: None,
+            departed: BTreeSet::new(),
         }
     }
 
@@ -112,6 +120,70 @@ impl Chains {
         )
     }
 
+    /// The deletion of a snapshot has begun.
+    pub(super) fn mark_deleting(&mut self, id: SnapshotId) {
+        self.record.mark_deleting(&[id]);
+    }
+
+    /// Two images become one.
+    pub(super) fn merge(&self, merge: &Merge) -> Result<(), &'static str> {
+        require(
+            self.merging.as_ref() == Some(merge),
+            "merges images without a word about it in the record",
+        )
+    }
+
+    /// It is recorded that two images are about to become one.
+    pub(super) fn begin(&mut self, merge: &Merge) -> Result<(), &'static str> {
+        require(
+            self.merging.is_none(),
+            "merges while another merge is not recorded",
+        )?;
+        require(
+            self.record.mergeable().any(|(layer, below)| {
+                layer.image == merge.layer.image && Some(below) == merge.layer.backing.as_ref()
+            }),
+            "merges an image that something else needs",
+        )?;
+        self.merging = Some(merge.clone());
+        Ok(())
+    }
+
+    /// Disks go on in the images below.
+    pub(super) fn leave(&mut self, layers: &[Layer]) -> Result<(), &'static str> {
+        for layer in layers {
+            let merged = self.merging.as_ref();
+            require(
+                merged.is_some_and(|merge| merge.layer == *layer && merge.into == Into::Below),
+                "leaves a layer that was not merged into the image below",
+            )?;
+            let below = layer.backing.as_ref().ok_or("leaves a layer for nothing")?;
+            self.untold.insert(below.image.clone());
+            self.departed.insert(layer.image.clone());
+        }
+        Ok(())
+    }
+
+    /// Whether the domain left a layer that was its disk.
+    pub(super) fn has_departed(&self, image: &Path) -> bool {
+        self.departed.contains(image)
+    }
+
+    /// It is recorded that two images are one; the domain may have the upper one as its disk.
+    pub(super) fn merged(&mut self, merge: &Merge, is_disk: bool) -> Result<(), &'static str> {
+        require(
+            self.merging.take().as_ref() == Some(merge),
+            "records a merge that was not made",
+        )?;
+        self.require_pointed()?;
+        require(
+            merge.into == Into::Layer || !is_disk || self.departed.contains(&merge.layer.image),
+            "forgets a layer that a domain writes to",
+        )?;
+        apply_merge(&mut self.record, merge);
+        Ok(())
+    }
+
     /// A file is removed.
     pub(super) fn remove(&mut self, image: &Path) -> Result<(), &'static str> {
         let layer = self.record.layer(image);
@@ -122,11 +194,7 @@ impl Chains {
             self.record.layers_on(image).all(is_gone),
             "removes an image that others stand on",
         )?;
-        let mut proofs = self
-            .record
-            .snapshots
-            .iter()
-            .flat_map(|snapshot| &snapshot.disks);
+        let mut proofs = self.record.proofs();
         require(
             proofs.all(|proof| &*proof.target.image != image),
             "removes an image that holds a snapshot's state",
@@ -141,9 +209,7 @@ impl Chains {
             images.iter().all(|image| self.removed.contains(image)),
             "forgets an image that is still there",
         )?;
-        self.record
-            .layers
-            .retain(|layer| !images.contains(&layer.image));
+        self.record.forget_layers(images);
         Ok(())
     }
 }

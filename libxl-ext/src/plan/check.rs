@@ -177,6 +177,20 @@ impl Checker<'_> {
                     .try_for_each(|made| self.make(&made.layer, Some(&*made.from.image)))?;
             }
             Step::PointDisks { switches, .. } => self.chains.point(switches),
+            Step::MergeLayer { merge } => {
+                require(
+                    self.committed,
+                    "merges images before the point of no return",
+                )?;
+                self.chains.merge(merge)?;
+            }
+            Step::LeaveLayers { layers, .. } => {
+                require(
+                    self.monitor_held || !self.has_monitor(),
+                    "leaves a layer while a reboot would begin with it",
+                )?;
+                self.chains.leave(layers)?;
+            }
             Step::RemoveLayers { layers } => {
                 require(
                     self.committed,
@@ -185,7 +199,8 @@ impl Checker<'_> {
                 for layer in layers {
                     require(
                         !matches!(self.domain, Domain::Present | Domain::Suspended)
-                            || !self.open.contains(&*layer.image),
+                            || !self.open.contains(&*layer.image)
+                            || self.chains.has_departed(&layer.image),
                         "removes an image that the domain has open",
                     )?;
                     self.chains.remove(&layer.image)?;
@@ -338,10 +353,15 @@ impl Checker<'_> {
                         let disks: Vec<_> = layers.iter().map(Layer::target).collect();
                         self.chains.commit(Some(record), layers, &disks)?;
                     }
-                    StoreChange::MarkDeleting { ids } => {
+                    StoreChange::MarkDeleting { ids, .. } => {
                         ids.iter().try_for_each(|id| self.mark(*id))?;
                     }
-                    StoreChange::Remove { ids } => {
+                    StoreChange::Remove { ids, left_over, .. } => {
+                        for left in left_over {
+                            if let Some(remains) = self.marked.get_mut(&left.id) {
+                                remains.images.remove(&left.target.image);
+                            }
+                        }
                         ids.iter().try_for_each(|id| self.remove(*id))?;
                     }
                     StoreChange::SetCurrent { id, layers, disks } => {
@@ -350,6 +370,11 @@ impl Checker<'_> {
                             "makes an unknown snapshot current",
                         )?;
                         self.chains.commit(None, layers, disks)?;
+                    }
+                    StoreChange::Merging { merge } => self.chains.begin(merge)?,
+                    StoreChange::Merged { merge } => {
+                        let is_disk = self.open.contains(&*merge.layer.image);
+                        self.chains.merged(merge, is_disk)?;
                     }
                     StoreChange::ForgetLayers { images } => self.chains.forget(images)?,
                 }
@@ -369,7 +394,6 @@ impl Checker<'_> {
                 }
             }
             Step::BringBack { .. }
-            | Step::LeaveLayers { .. }
             | Step::DestroyRest { .. }
             | Step::DestroyRestored { .. }
             | Step::Pause { .. } => {
@@ -384,6 +408,7 @@ impl Checker<'_> {
                     self.domain != Domain::Suspended,
                     "lets the monitor see the suspend",
                 )?;
+                self.chains.require_pointed()?;
                 self.monitor_held = false;
             }
             Step::CreateDirectory { .. } | Step::Wake { .. } | Step::Announce => {}
@@ -395,6 +420,11 @@ impl Checker<'_> {
     fn has_ended(&self) -> bool {
         let state = self.inventory.live.as_ref().map(|live| live.state);
         matches!(state, Some(DomainState::Crashed | DomainState::Shutdown))
+    }
+
+    fn has_monitor(&self) -> bool {
+        let live = self.inventory.live.as_ref();
+        live.is_some_and(|live| live.monitor.is_some())
     }
 
     fn mark(&mut self, id: SnapshotId) -> Result<(), &'static str> {
@@ -415,6 +445,7 @@ impl Checker<'_> {
             directory: true,
         };
         self.marked.insert(id, remains);
+        self.chains.mark_deleting(id);
         Ok(())
     }
 
@@ -464,6 +495,7 @@ fn bound_images(record: &SnapshotRecord) -> impl Iterator<Item = (SnapshotId, Bo
     record
         .disks
         .iter()
+        .filter(|proof| proof.kind == DiskKind::Internal)
         .map(|proof| (record.id, proof.target.image.clone()))
 }
 

@@ -205,6 +205,7 @@ impl Choice<'_> {
             backing: Some(below.into()),
             base,
             active: false,
+            merging: None,
         })
     }
 }

@@ -7,6 +7,7 @@
 
 mod chains;
 mod check;
+mod coalesce;
 mod create;
 mod delete;
 mod disks;
@@ -18,11 +19,12 @@ mod tests;
 mod ways_back;
 
 pub use check::check;
+pub(crate) use coalesce::apply_merge;
 pub use create::{CreateRequest, create};
 pub use delete::{DeleteRequest, DeleteScope, delete};
 pub use disks::{DiskChoice, Take};
 pub use revert::{RevertRequest, revert};
-pub use step::{Extracted, Memory, Step, StoreChange, Switch};
+pub use step::{Extracted, Memory, Merge, Step, StoreChange, Switch};
 
 use crate::error::Result;
 use crate::model::domain::Keeper;
@@ -183,7 +185,7 @@ impl Plan {
     pub fn deleted(&self) -> &[SnapshotId] {
         let marked = self.steps.iter().find_map(|step| match step {
             Step::Commit {
-                change: StoreChange::MarkDeleting { ids },
+                change: StoreChange::MarkDeleting { ids, .. },
             } => Some(ids.as_slice()),
             _ => None,
         });

@@ -2,10 +2,10 @@
 
 use crate::model::disk::DiskTarget;
 use crate::model::domain::{DomainLife, GuestState};
-use crate::model::layer::{Backing, Layer};
+use crate::model::layer::{Backing, Into, Layer};
 use crate::model::name::SnapshotId;
 use crate::model::process::ProcessId;
-use crate::model::record::{DiskProof, SnapshotRecord};
+use crate::model::record::{DiskProof, LeftOver, SnapshotRecord};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::Path;
@@ -96,6 +96,12 @@ pub enum Step {
         life: DomainLife,
         /// The layers.
         layers: Vec<Layer>,
+    },
+    /// Make one image's content of two: a layer's and that of the image below it. Where the layer is a
+    /// running domain's disk and goes down, only the copying is done.
+    MergeLayer {
+        /// The merge.
+        merge: Merge,
     },
     /// Remove images of ours that nothing stands on.
     RemoveLayers {
@@ -230,6 +236,46 @@ impl fmt::Display for Switch {
     }
 }
 
+/// Which two images become one, and which way the content goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Merge {
+    /// The upper one.
+    pub layer: Layer,
+    /// Which of the two is left.
+    pub into: Into,
+    /// What the image below the layer stands on, for a layer that takes its place.
+    pub onto: Option<Backing>,
+    /// The layers that stand on the upper one.
+    pub above: Vec<Layer>,
+    /// The disk in whose chain a running domain may have it.
+    pub disk: DiskTarget,
+}
+
+impl Merge {
+    /// The images that are written to.
+    pub fn images(&self) -> Vec<&Path> {
+        let below = self.layer.backing.iter().map(|below| &*below.image);
+        let above = self.above.iter().map(|above| &*above.image);
+        below.chain(above).chain([&*self.layer.image]).collect()
+    }
+}
+
+impl fmt::Display for Merge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let below = self
+            .layer
+            .backing
+            .as_ref()
+            .map(|below| below.image.display());
+        let layer = self.layer.target();
+        match (self.into, below) {
+            (Into::Below, Some(below)) => write!(f, "write {layer} to {below}"),
+            (Into::Layer, Some(below)) => write!(f, "copy what {layer} lacks from {below}"),
+            (_, None) => write!(f, "leave {layer}"),
+        }
+    }
+}
+
 /// An image that is made of another one's internal snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extracted {
@@ -286,6 +332,16 @@ pub enum StoreChange {
         #[serde(default)]
         disks: Vec<DiskTarget>,
     },
+    /// Two images are about to become one.
+    Merging {
+        /// The merge.
+        merge: Merge,
+    },
+    /// Two images have become one.
+    Merged {
+        /// The merge.
+        merge: Merge,
+    },
     /// These images are gone.
     ForgetLayers {
         /// The images.
@@ -295,11 +351,24 @@ pub enum StoreChange {
     MarkDeleting {
         /// The snapshots, children before parents.
         ids: Vec<SnapshotId>,
+        /// Images that hold other snapshots' states themselves and will be changed by it, which those states
+        /// do not notice.
+        #[serde(default)]
+        changing: Vec<Box<Path>>,
     },
     /// These snapshots are gone.
     Remove {
         /// The snapshots, children before parents.
         ids: Vec<SnapshotId>,
+        /// What could not be deleted yet.
+        #[serde(default)]
+        left_over: Vec<LeftOver>,
+        /// What had been left over by earlier deletions and is gone now.
+        #[serde(default)]
+        tidied: Vec<LeftOver>,
+        /// Images that hold other snapshots' states themselves and were changed by it.
+        #[serde(default)]
+        changed: Vec<Box<Path>>,
     },
 }
 
@@ -377,6 +446,7 @@ impl Step {
             | Self::Commit { .. }
             | Self::DeleteTags { .. }
             | Self::LeaveLayers { .. }
+            | Self::MergeLayer { .. }
             | Self::RemoveLayers { .. }
             | Self::RemoveDirectory { .. }
             | Self::Announce => Vec::new(),
@@ -484,6 +554,7 @@ impl fmt::Display for Step {
                 f.write_str("merge back ")?;
                 list(f, layers)
             }
+            Self::MergeLayer { merge } => merge.fmt(f),
             Self::RemoveLayers { layers } => {
                 f.write_str("remove ")?;
                 let images: Vec<_> = layers.iter().map(Layer::target).collect();
@@ -549,6 +620,21 @@ impl fmt::Display for Step {
                 StoreChange::SetCurrent { id, .. } => {
                     write!(f, "record {id} as the current snapshot")
                 }
+                StoreChange::Merging { merge } => {
+                    let layer = merge.layer.target();
+                    write!(f, "record that {layer} and the image below become one")
+                }
+                StoreChange::Merged { merge } => {
+                    write!(
+                        f,
+                        "record that of {} and the image below ",
+                        merge.layer.target()
+                    )?;
+                    f.write_str(match merge.into {
+                        Into::Below => "the latter is left",
+                        Into::Layer => "the former is left",
+                    })
+                }
                 StoreChange::ForgetLayers { images } => {
                     f.write_str("record that ")?;
                     let images: Vec<_> = images.iter().map(|image| image.display()).collect();
@@ -559,12 +645,12 @@ impl fmt::Display for Step {
                         " are gone"
                     })
                 }
-                StoreChange::MarkDeleting { ids } => {
+                StoreChange::MarkDeleting { ids, .. } => {
                     f.write_str("record that the deletion of ")?;
                     list(f, ids)?;
                     f.write_str(" has begun")
                 }
-                StoreChange::Remove { ids } => {
+                StoreChange::Remove { ids, .. } => {
                     f.write_str("record that ")?;
                     list(f, ids)?;
                     f.write_str(if ids.len() == 1 {

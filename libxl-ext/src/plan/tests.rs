@@ -376,7 +376,10 @@ fn the_check_refuses_what_loses_data() {
         inventory.record.snapshots[1].id,
     );
     let commit = Step::Commit {
-        change: StoreChange::MarkDeleting { ids: vec![first] },
+        change: StoreChange::MarkDeleting {
+            ids: vec![first],
+            changing: Vec::new(),
+        },
     };
     let report = refused(vec![commit, Step::RemoveDirectory { id: second }]);
     assert!(

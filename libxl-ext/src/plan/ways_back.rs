@@ -40,6 +40,7 @@ impl WaysBack {
                 backing: None,
                 base,
                 active: false,
+                merging: None,
             };
             let to: Backing = match proof.kind {
                 DiskKind::Internal if !record.is_frozen(&from.image) => {

@@ -2,6 +2,8 @@
 //! which `xl reboot` makes the domain anew and `xl save` describes it, and the backends' `params` in xenstore.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::disk::ImageFormat;
+use crate::model::layer::Backing;
 use crate::plan::Switch;
 use xenstore_rs::Xs;
 use xenstore_rs::unix::XsUnix;
@@ -24,12 +26,7 @@ pub(super) fn point(domid: u32, switches: &[Switch]) -> Result<()> {
         let Some(switch) = switches.iter().find(|switch| *switch.from.vdev == *vdev) else {
             continue;
         };
-        // As libxl's device_disk_add writes it for a qdisk.
-        let params = format!(
-            "{}:{}",
-            switch.to.format.driver(),
-            switch.to.image.to_string_lossy()
-        );
+        let params = params(&switch.to);
         let backend = xs.read(&format!("{device}/backend")).map_err(failed)?;
         for node in [&*backend, &device] {
             xs.write(&format!("{node}/params"), &params)
@@ -37,4 +34,29 @@ pub(super) fn point(domid: u32, switches: &[Switch]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// As libxl's `device_disk_add` writes it for a qdisk, which calls raw images `aio`.
+fn params(image: &Backing) -> String {
+    let format = match image.format {
+        ImageFormat::Qcow2 => "qcow2",
+        ImageFormat::Raw => "aio",
+    };
+    format!("{format}:{}", image.image.to_string_lossy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn params_are_as_libxl_writes_them() {
+        let image = |format| Backing {
+            image: Path::new("/i/a").into(),
+            format,
+        };
+        assert_eq!(params(&image(ImageFormat::Raw)), "aio:/i/a");
+        assert_eq!(params(&image(ImageFormat::Qcow2)), "qcow2:/i/a");
+    }
 }

@@ -22,12 +22,32 @@ pub(super) struct Id(String);
 pub(super) struct BlockCommit<'a> {
     pub(super) job_id: &'a Id,
     pub(super) device: &'a str,
+    /// The layer; the disk itself, if not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) top_node: Option<&'a str>,
     pub(super) base_node: &'a str,
     pub(super) auto_dismiss: bool,
 }
 
 impl Command for BlockCommit<'_> {
     const NAME: &'static str = "block-commit";
+    type Answer = Value;
+}
+
+/// Copies what a layer lacks from those below it.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct BlockStream<'a> {
+    pub(super) job_id: &'a Id,
+    pub(super) device: &'a str,
+    /// Where it ends; at the bottom, if not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) base_node: Option<&'a str>,
+    pub(super) auto_dismiss: bool,
+}
+
+impl Command for BlockStream<'_> {
+    const NAME: &'static str = "block-stream";
     type Answer = Value;
 }
 
@@ -114,6 +134,21 @@ impl Id {
                     };
                 }
                 Status::Ready | Status::Busy => std::thread::sleep(PATIENCE),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until everything is copied, and what is written meanwhile goes to both images. The job goes on.
+    ///
+    /// # Errors
+    /// What the job ended with.
+    pub(super) fn wait_until_ready(&self, monitor: &mut Monitor) -> Result<()> {
+        while let Some(job) = self.look(monitor)? {
+            match job.status {
+                Status::Ready => return Ok(()),
+                Status::Concluded => return self.finish(monitor),
+                Status::Busy => std::thread::sleep(PATIENCE),
             }
         }
         Ok(())

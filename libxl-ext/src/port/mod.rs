@@ -31,9 +31,9 @@ use crate::error::Result;
 use crate::event::Observer;
 use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, Stamp};
 use crate::model::domain::{DomainLife, DomainState, GuestType, Keeper};
-use crate::model::layer::Layer;
+use crate::model::layer::{Backing, Layer};
 use crate::model::process::ProcessId;
-use crate::plan::Switch;
+use crate::plan::{Merge, Switch};
 use serde_json::Value;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -178,6 +178,14 @@ pub trait BlockLayer {
     /// If QEMU refuses, or the merge fails: the layer is the disk still.
     fn leave_layer(&self, life: DomainLife, layer: &Layer) -> Result<()>;
 
+    /// Makes one image's content of two, with the guest running. Where the layer is the disk itself and goes
+    /// down, it stays the disk, and [`BlockLayer::leave_layer`] completes it. A layer that QEMU does not have
+    /// open is no error.
+    ///
+    /// # Errors
+    /// If QEMU refuses, or the job fails; the chain is as before then.
+    fn merge(&self, life: DomainLife, merge: &Merge) -> Result<()>;
+
     /// Deletes an internal snapshot of one disk; its absence is no error.
     ///
     /// # Errors
@@ -229,6 +237,14 @@ pub trait Images {
     /// # Errors
     /// If either is in use, full or damaged.
     fn commit_layer(&self, layer: &Layer) -> Result<()>;
+
+    /// Puts a layer onto another image, or onto none. Its content stays the same: with `copy`, by copying
+    /// what it lacks then; without, because the other image holds the same as the one that it stands on. A
+    /// layer that stands there already is no error.
+    ///
+    /// # Errors
+    /// If it is in use, full or damaged.
+    fn rebase_layer(&self, layer: &Layer, onto: Option<&Backing>, copy: bool) -> Result<()>;
 
     /// Removes the file of a layer; its absence is no error.
     ///

@@ -4,7 +4,7 @@ use super::subprocess::{self, Death};
 use super::{Images, proc, stamp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, InternalSnapshot, Stamp};
-use crate::model::layer::Layer;
+use crate::model::layer::{Backing, Layer};
 use crate::store::{absent_is_fine, atomic};
 use serde::Deserialize;
 use std::ffi::{OsStr, OsString};
@@ -125,6 +125,38 @@ impl Images for QemuImg {
         let arguments = ["commit", "-q", "-d", "--image-opts"].map(OsString::from);
         let image = options(&layer.image, ImageFormat::Qcow2);
         qemu_img(arguments.into_iter().chain([image]), &what).map(drop)
+    }
+
+    fn rebase_layer(&self, layer: &Layer, onto: Option<&Backing>, copy: bool) -> Result<()> {
+        let onto_image = onto.map(|onto| &*onto.image);
+        let what = format!(
+            "put {} onto {}",
+            layer.image.display(),
+            onto_image.map_or_else(|| "nothing".into(), |image| image.display().to_string())
+        );
+        let facts = self
+            .facts(&layer.image, ImageFormat::Qcow2)?
+            .ok_or_else(|| Error::new(ErrorKind::Io, &what).because("it is not there"))?;
+        if facts.backing.as_deref() == onto_image {
+            return Ok(());
+        }
+        proc::wait_until_closed(&layer.image).map_err(|error| error.while_doing(&what))?;
+        let mut command = Command::new("qemu-img");
+        command.args(["rebase", "-q"]);
+        if !copy {
+            command.arg("-u");
+        }
+        match onto {
+            Some(onto) => command
+                .args(["-F", onto.format.driver(), "-b"])
+                .arg(&*onto.image),
+            None => command.args(["-b", ""]),
+        };
+        command
+            .arg("--image-opts")
+            .arg(options(&layer.image, ImageFormat::Qcow2));
+        subprocess::run(command, Death::OnItsOwn, &what)?;
+        self.make_durable(&layer.image)
     }
 
     fn remove_layer(&self, layer: &Layer) -> Result<()> {

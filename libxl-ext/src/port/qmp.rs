@@ -8,7 +8,8 @@ use super::{BlockLayer, BlockNode, job};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat};
 use crate::model::domain::DomainLife;
-use crate::model::layer::Layer;
+use crate::model::layer::{Into, Layer};
+use crate::plan::Merge;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -133,7 +134,7 @@ impl Locked {
                     allocated: node.image.actual_size,
                     backing: node.image.backing,
                     written: last_write(&node.file),
-                    snapshots: node.image.snapshots.into_iter().map(Into::into).collect(),
+                    snapshots: node.image.snapshots.into_iter().map(From::from).collect(),
                 },
             })
             .collect())
@@ -183,11 +184,58 @@ impl BlockLayer for QemuMonitors {
             qemu.monitor.run(&job::BlockCommit {
                 job_id: &job,
                 device: &top.node_name,
+                top_node: None,
                 base_node: &base.node_name,
                 auto_dismiss: false,
             })?;
         }
         job.finish(&mut qemu.monitor)
+    }
+
+    fn merge(&self, life: DomainLife, merge: &Merge) -> Result<()> {
+        let mut qemu = Locked::connect(life)?;
+        let nodes = qemu.nodes()?;
+        let layer = &merge.layer;
+        let Ok(upper) = node_of(&nodes, &layer.target()) else {
+            return Ok(());
+        };
+        let job = job::Id::of(&layer.image);
+        let is_disk = merge.disk.image == layer.image;
+        if !job.is_there(&mut qemu.monitor)? {
+            match merge.into {
+                Into::Below => {
+                    let lower = node_of(&nodes, &below(layer)?)?;
+                    let disk = node_of(&nodes, &merge.disk)?;
+                    qemu.monitor.run(&job::BlockCommit {
+                        job_id: &job,
+                        device: &disk.node_name,
+                        top_node: (!is_disk).then_some(&upper.node_name),
+                        base_node: &lower.node_name,
+                        auto_dismiss: false,
+                    })?;
+                }
+                // Done before: the image below is no longer below.
+                Into::Layer if node_of(&nodes, &below(layer)?).is_err() => return Ok(()),
+                Into::Layer => {
+                    let onto = merge.onto.as_ref().map(|onto| DiskTarget {
+                        vdev: layer.vdev.clone(),
+                        image: onto.image.clone(),
+                        format: onto.format,
+                    });
+                    let onto = onto.map(|onto| node_of(&nodes, &onto)).transpose()?;
+                    qemu.monitor.run(&job::BlockStream {
+                        job_id: &job,
+                        device: &upper.node_name,
+                        base_node: onto.map(|node| &*node.node_name),
+                        auto_dismiss: false,
+                    })?;
+                }
+            }
+        }
+        match merge.into {
+            Into::Below if is_disk => job.wait_until_ready(&mut qemu.monitor),
+            _ => job.finish(&mut qemu.monitor),
+        }
     }
 
     fn delete_snapshot(&self, life: DomainLife, tag: &str, disk: &DiskTarget) -> Result<()> {

@@ -14,7 +14,7 @@ fn branched() -> (tempfile::TempDir, Shared) {
     (root, shared)
 }
 
-fn delete(host: &Host, name: &str, scope: DeleteScope) -> Result<()> {
+pub(super) fn delete(host: &Host, name: &str, scope: DeleteScope) -> Result<()> {
     let request = DeleteRequest {
         name: name.into(),
         scope,

@@ -1,8 +1,10 @@
 //! The same faults with snapshots for which the guest goes on in layers, and with both kinds mixed.
 
+use super::delete::delete;
 use super::{Case, create_as, prepared_as, revert, running, survives_two_kills};
 use crate::exec::tests::world::Shared;
 use crate::model::disk::DiskKind::{self, External, Internal};
+use crate::plan::DeleteScope;
 
 const EXTERNAL: Option<DiskKind> = Some(External);
 
@@ -62,4 +64,99 @@ fn a_revert_survives_two_kills() {
         false,
         &[running("2"), running("0")],
     );
+}
+
+/// Merges go up into the layers.
+fn large_layers() -> (tempfile::TempDir, Shared) {
+    let (root, shared) = both_external();
+    let mut world = shared.0.borrow_mut();
+    for image in world.images.values_mut() {
+        image.allocated = if image.backing.is_some() { 100 } else { 10 };
+    }
+    drop(world);
+    (root, shared)
+}
+
+/// The same as [`both_external`], but that it went back to `one` and on: `three` is a branch beside `two`.
+fn branched() -> (tempfile::TempDir, Shared) {
+    let (root, shared) = both_external();
+    let host = shared.host(root.path());
+    revert(&host, "one").unwrap();
+    shared.live_on("3");
+    create_as(&host, "three", EXTERNAL).unwrap();
+    shared.live_on("2");
+    (root, shared)
+}
+
+#[test]
+fn delete_is_all_or_nothing() {
+    let preparations = [
+        PREPARATIONS[0],
+        PREPARATIONS[1],
+        PREPARATIONS[2],
+        large_layers,
+    ];
+    for prepare in preparations {
+        for (name, left) in [("one", "two"), ("two", "one")] {
+            let case = Case {
+                prepare,
+                before: (running("2"), &["one", "two"]),
+                after: (running("2"), &[left]),
+                given_up: None,
+            };
+            let points = case.every_fault(|host| delete(host, name, DeleteScope::Only));
+            assert!(points > 20, "{points}");
+        }
+    }
+}
+
+#[test]
+fn delete_on_and_off_the_active_chain_is_all_or_nothing() {
+    let deletions: [(&str, DeleteScope, &[&str]); 5] = [
+        ("one", DeleteScope::Only, &["two", "three"]),
+        ("two", DeleteScope::Only, &["one", "three"]),
+        ("three", DeleteScope::Only, &["one", "two"]),
+        ("one", DeleteScope::WithChildren, &[]),
+        ("one", DeleteScope::ChildrenOnly, &["one"]),
+    ];
+    for (name, scope, left) in deletions {
+        let case = Case {
+            prepare: branched,
+            before: (running("2"), &["one", "two", "three"]),
+            after: (running("2"), left),
+            given_up: None,
+        };
+        case.every_fault(|host| delete(host, name, scope));
+    }
+}
+
+/// All of them, in any order: in the end the disk is one image again, and it is the guest's own.
+#[test]
+fn when_the_last_snapshot_is_deleted_the_base_is_the_disk_again() {
+    for order in [
+        ["one", "two", "three"],
+        ["three", "two", "one"],
+        ["two", "three", "one"],
+    ] {
+        for off_after in 0..=3 {
+            let (root, shared) = branched();
+            let host = shared.host(root.path());
+            for (at, name) in order.into_iter().enumerate() {
+                if at == off_after {
+                    shared.0.borrow_mut().domains.clear();
+                }
+                delete(&host, name, DeleteScope::Only).unwrap();
+            }
+            let world = shared.0.borrow();
+            assert_eq!(
+                world.images.len(),
+                2,
+                "{order:?}, {off_after}: {:?}",
+                world.images.keys()
+            );
+            for path in world.images.keys() {
+                assert_eq!(world.content(path), "disk 2", "{order:?}, {off_after}");
+            }
+        }
+    }
 }

@@ -10,7 +10,7 @@ mod world;
 
 use crate::error::{ErrorKind, Result};
 use crate::event::Unobserved;
-use crate::model::disk::DiskKind;
+use crate::model::disk::{DiskKind, Stamp};
 use crate::model::domain::DomainState;
 use crate::model::name::SnapshotName;
 use crate::model::record::{DiskProof, RecordState};
@@ -156,6 +156,15 @@ fn assert_whole(shared: &Shared, root: &Path, what: &str) {
                 DiskKind::Internal => world.images[path].snapshots[&snapshot.id.tag()].0.clone(),
                 DiskKind::External => world.content(path),
             };
+            let written = Stamp {
+                seconds: world.images[path].written,
+                nanoseconds: 0,
+            };
+            let is_external = proof.kind == DiskKind::External;
+            assert!(
+                !is_external || proof.stamp == Some(written),
+                "{what}: {proof:?}"
+            );
             if ["one", "two"].contains(&snapshot.name()) {
                 assert_eq!(
                     content,
@@ -170,7 +179,11 @@ fn assert_whole(shared: &Shared, root: &Path, what: &str) {
     for (path, image) in &world.images {
         let internal =
             |proof: &&DiskProof| proof.kind == DiskKind::Internal && *proof.target.image == **path;
-        let expected = proofs.clone().filter(internal).count();
+        let left_over = record
+            .left_over
+            .iter()
+            .filter(|left| *left.target.image == **path);
+        let expected = proofs.clone().filter(internal).count() + left_over.count();
         assert_eq!(
             image.snapshots.len(),
             expected,

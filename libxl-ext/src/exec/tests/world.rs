@@ -6,9 +6,9 @@ use crate::event::Observer;
 use crate::model::configuration::redirect;
 use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, InternalSnapshot, Stamp};
 use crate::model::domain::{DomainLife, DomainState, GuestType, Keeper};
-use crate::model::layer::Layer;
+use crate::model::layer::{Backing, Into, Layer};
 use crate::model::process::ProcessId;
-use crate::plan::Switch;
+use crate::plan::{Merge, Switch};
 use crate::port::{
     BlockLayer, BlockNode, Configuration, DomainView, Hypervisor, Images, Monitors, NoticeBoard,
     Ports, Restorer, Toolstack,
@@ -84,6 +84,8 @@ pub(super) struct Image {
     pub(super) backing: Option<PathBuf>,
     /// Counts the writes.
     pub(super) written: i64,
+    /// Bytes that it takes.
+    pub(super) allocated: u64,
 }
 
 #[derive(Debug, Default)]
@@ -313,6 +315,18 @@ impl World {
         Ok(())
     }
 
+    /// Puts an image onto another one; `copy` what it lacks then.
+    fn rebase(&mut self, path: &Path, onto: Option<&Backing>, copy: bool) -> Result<()> {
+        let content = self.content(path);
+        let image = self.image(path)?;
+        image.backing = onto.map(|onto| onto.image.to_path_buf());
+        image.written += 1;
+        if copy {
+            image.content = content;
+        }
+        Ok(())
+    }
+
     /// Writes what a layer holds to the image below.
     fn merge(&mut self, layer: &Layer) -> Result<()> {
         let content = self.image(&layer.image)?.content.clone();
@@ -365,7 +379,7 @@ impl Image {
             });
         ImageFacts {
             virtual_size: 1 << 20,
-            allocated: 1 << 16,
+            allocated: self.allocated,
             written: Stamp {
                 seconds: self.written,
                 nanoseconds: 0,
@@ -544,6 +558,10 @@ impl BlockLayer for Shared {
         })
     }
 
+    fn merge(&self, life: DomainLife, merge: &Merge) -> Result<()> {
+        self.call(|world| Self::merge_live(world, life, merge))
+    }
+
     fn leave_layer(&self, life: DomainLife, layer: &Layer) -> Result<()> {
         self.call(|world| {
             let below = layer.backing.as_ref().unwrap();
@@ -556,8 +574,33 @@ impl BlockLayer for Shared {
         self.call(|world| {
             let image = world.open_image(life.domid, &disk.image)?;
             image.snapshots.remove(tag);
+            image.written += 1;
             Ok(())
         })
+    }
+}
+
+impl Shared {
+    fn merge_live(world: &mut World, life: DomainLife, merge: &Merge) -> Result<()> {
+        let layer = &merge.layer;
+        let disks = world.domain(life.domid)?.images.clone();
+        let open: Vec<_> = disks.iter().flat_map(|disk| world.chain(disk)).collect();
+        if !open.iter().any(|path| **path == *layer.image) {
+            return Ok(());
+        }
+        match merge.into {
+            Into::Layer => world.rebase(&layer.image, merge.onto.as_ref(), true),
+            Into::Below => {
+                world.merge(layer)?;
+                // As QEMU does it for those that it has open, and for no others.
+                for path in open {
+                    if world.images[&path].backing.as_deref() == Some(&*layer.image) {
+                        world.rebase(&path, layer.backing.as_ref(), false)?;
+                    }
+                }
+                Ok(())
+            }
+        }
     }
 }
 
@@ -644,6 +687,17 @@ impl Images for Shared {
         })
     }
 
+    fn rebase_layer(&self, layer: &Layer, onto: Option<&Backing>, copy: bool) -> Result<()> {
+        self.call(|world| {
+            let onto_image = onto.map(|onto| onto.image.to_path_buf());
+            if world.image(&layer.image)?.backing == onto_image {
+                return Ok(());
+            }
+            world.closed_image(&layer.image)?;
+            world.rebase(&layer.image, onto, copy)
+        })
+    }
+
     fn remove_layer(&self, layer: &Layer) -> Result<()> {
         self.call(|world| {
             if world.images.contains_key(&*layer.image) {
@@ -660,7 +714,10 @@ impl Images for Shared {
 
     fn delete_snapshot(&self, disk: &DiskTarget, tag: &str) -> Result<()> {
         self.call(|world| {
-            world.closed_image(&disk.image)?.snapshots.remove(tag);
+            let image = world.closed_image(&disk.image)?;
+            if image.snapshots.remove(tag).is_some() {
+                image.written += 1;
+            }
             Ok(())
         })
     }

@@ -6,6 +6,7 @@ mod power;
 mod save;
 mod snapshot;
 mod snapshot_delete;
+mod snapshot_external;
 mod snapshot_faults;
 mod snapshot_force;
 mod snapshot_power;
@@ -22,6 +23,7 @@ pub fn all() -> impl Iterator<Item = &'static Step> {
         save::STEPS,
         snapshot::STEPS,
         snapshot_delete::STEPS,
+        snapshot_external::STEPS,
         snapshot_force::STEPS,
         snapshot_refused::STEPS,
         snapshot_faults::STEPS,

@@ -64,6 +64,11 @@ impl State {
             .try_for_each(|vdev| guest.write(vdev, 2, 1, &format!("{word}-{vdev}")))
     }
 
+    /// The sums of the disks, in the order of [`DISKS`].
+    pub(super) fn sums(&self) -> &[String] {
+        &self.sums
+    }
+
     pub(super) fn read(guest: &Guest<'_>) -> Result<Self> {
         Ok(Self {
             life: guest.life_id()?,
@@ -285,7 +290,7 @@ fn guest_reboots_afterwards(context: &mut Context) -> Result<()> {
 }
 
 /// Lets the guest reboot, and waits until xl has started it again.
-fn reboot(guest: &Guest<'_>) -> Result<()> {
+pub(super) fn reboot(guest: &Guest<'_>) -> Result<()> {
     let domid = guest.domid()?;
     guest.ask("reboot")?;
     let end = Instant::now() + Duration::from_secs(90);
