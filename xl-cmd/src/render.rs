@@ -129,8 +129,9 @@ pub(crate) fn info(record: &DomainRecord, snapshot: &SnapshotRecord, zone: &Time
         row(
             "Disk",
             format!(
-                "{} internal, {}",
+                "{} {}, {}",
                 proof.target.vdev,
+                proof.kind,
                 proof.target.image.display()
             ),
         );

@@ -150,6 +150,15 @@ pub enum DiskKind {
     External,
 }
 
+impl fmt::Display for DiskKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Internal => "internal",
+            Self::External => "external",
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
