@@ -15,7 +15,7 @@ LAB = $(CARGO_TARGET_DIR)/release/lab
 NAME ?= main
 
 .PHONY: demo test check lab-test prerequisites build stage install uninstall clean
-.PHONY: fmt clippy unit abi pages capi consumers
+.PHONY: fmt clippy unit fuzz fuzz-short abi pages capi consumers
 .PHONY: lab-build lab-boot lab-run lab-shell lab-install lab-logs lab-poweroff lab-power-cut lab-destroy
 
 ## What README promises
@@ -23,7 +23,7 @@ NAME ?= main
 demo: prerequisites consumers $(LAB)
 	$(LAB) demo --stage $(STAGE)
 
-test: prerequisites check lab-test
+test: prerequisites check fuzz-short lab-test
 
 check: fmt clippy unit abi pages
 
@@ -31,6 +31,7 @@ check: fmt clippy unit abi pages
 
 fmt:
 	$(CARGO) fmt --all --check
+	$(FUZZ) fmt
 
 # Another compiler than the pinned one has other lints: there they are shown and do not fail.
 PINNED = $(shell sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
@@ -41,6 +42,17 @@ clippy:
 
 unit:
 	$(CARGO) test --workspace --locked --quiet
+
+# Hostile input, looked for by libFuzzer: make fuzz SECONDS=600, for each target. The short run begins with
+# the committed inputs alone, so that it costs the same every time.
+FUZZ = $(MAKE) --no-print-directory -C tests/fuzz
+SECONDS ?= 60
+fuzz:
+	$(FUZZ) run SECONDS=$(SECONDS)
+
+fuzz-short:
+	rm -rf $(CARGO_TARGET_DIR)/fuzz/short
+	$(FUZZ) run SECONDS=5 FOUND=$(CARGO_TARGET_DIR)/fuzz/short
 
 # The C library as others see it, without Xen: its symbols, its headers in C++, its types from C.
 ABI = $(MAKE) --no-print-directory -C tests/abi

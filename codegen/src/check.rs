@@ -234,8 +234,9 @@ impl Check<'_> {
             }
         }
         for inner in inner {
-            // A named type has its own definition, against which it is checked.
-            if lowered.model[inner].c_name.is_none() {
+            // A type of the top level is checked on its own, also one that wrongly has no name there: it may
+            // be used in any number of places, and so may those that use it.
+            if lowered.model[inner].idl_name.is_none() && lowered.model[inner].c_name.is_none() {
                 self.deprecations(outermost, inner);
             }
         }

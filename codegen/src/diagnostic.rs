@@ -3,6 +3,12 @@
 use std::fmt;
 use std::ops::Range;
 
+/// How many errors of one input are shown.
+const SHOWN_MAX: usize = 100;
+
+/// Longest line that is shown as it is, in bytes; of a longer one, what is around the error.
+const LINE_MAX: usize = 240;
+
 /// A range of bytes in the source text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span {
@@ -108,6 +114,7 @@ impl Diagnostics {
             .rfind('\n')
             .map_or(0, |newline| newline + 1);
         let text = self.text[line_start..].lines().next().unwrap_or("");
+        let (line_start, text) = excerpt(text, line_start, start);
         let gutter = line.to_string();
         writeln!(f, "{gutter} | {text}")?;
         // A tab stays a tab, so that the caret stands below its character whatever the tab width.
@@ -133,12 +140,23 @@ impl Diagnostics {
 
 impl fmt::Display for Diagnostics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for diagnostic in &self.list {
+        for diagnostic in self.list.iter().take(SHOWN_MAX) {
             self.render(diagnostic, f)?;
         }
         let plural = if self.list.len() == 1 { "" } else { "s" };
         write!(f, "{}: {} error{plural}", self.file, self.list.len())
     }
+}
+
+/// The part of a line that is shown for an error at `at`, and where it begins; both are offsets in the text.
+fn excerpt(line: &str, line_start: usize, at: usize) -> (usize, &str) {
+    if line.len() <= LINE_MAX {
+        return (line_start, line);
+    }
+    let column = (at - line_start).min(line.len());
+    let from = floor_char_boundary(line, column.saturating_sub(LINE_MAX / 3));
+    let to = floor_char_boundary(line, from + LINE_MAX);
+    (line_start + from, &line[from..to])
 }
 
 fn floor_char_boundary(text: &str, at: usize) -> usize {

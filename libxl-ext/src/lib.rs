@@ -7,6 +7,9 @@ pub mod error;
 pub mod event;
 pub mod exec;
 pub mod ffi;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod memory;
 pub mod model;
 pub mod observe;

@@ -169,7 +169,7 @@ impl Host {
 
     /// Ends what an earlier process left unfinished. An operation that is in progress is left alone.
     fn recover(&self, target: &Target, observer: &dyn Observer) -> Result<()> {
-        if !target.store.journal_path().exists() {
+        if !target.store.has_journal() {
             return Ok(());
         }
         let lock: DomainLock = match target.store.lock(LockWait::No) {

@@ -232,6 +232,73 @@ mod tests {
         assert!(parse(&["snapshot-revert", "g1", "-rf"]).is_err());
     }
 
+    /// Whatever a name looks like: it is a usage error, or the name, to the byte, and no option.
+    #[test]
+    fn no_name_becomes_an_option_or_another_name() {
+        let long = "x".repeat(10_000);
+        let names = [
+            "../x",
+            "-rf",
+            "--force",
+            "--plan",
+            "-",
+            "--",
+            "",
+            "a\nb",
+            "a/b",
+            ".",
+            "..",
+            "\u{1b}[2J",
+            "@file",
+            "--name=b",
+            "\u{5e9}\u{5dc}",
+            "\u{645}\u{631}",
+            "e\u{301}",
+            "\u{65e5}",
+            &long,
+        ];
+        let parse = |words: &[&str]| Arguments::try_parse_from(["xl-ext"].iter().chain(words));
+        for name in names {
+            let joined = format!("--name={name}");
+            for words in [
+                &["-n", name, "g1"][..],
+                &["--name", name, "g1"],
+                &[&joined, "g1"],
+            ] {
+                let words = [&["snapshot-create"], words].concat();
+                match parse(&words).map(|arguments| arguments.command) {
+                    Ok(Command::SnapshotCreate(create)) => {
+                        assert_eq!(create.name.unwrap().as_str(), name);
+                        assert_eq!(create.domain, "g1");
+                        assert!(!create.output.plan && SnapshotName::new(name).is_ok());
+                    }
+                    Ok(other) => panic!("{other:?}"),
+                    Err(error) => assert_eq!(error.exit_code(), 2, "{name:?}"),
+                }
+            }
+            assert_eq!(
+                parse(&["snapshot-create", &joined, "g1"]).is_ok(),
+                SnapshotName::new(name).is_ok()
+            );
+            // Names of what there is are only looked up, so any is taken where it cannot be an option.
+            match parse(&["snapshot-revert", "--", name, name])
+                .unwrap()
+                .command
+            {
+                Command::SnapshotRevert(revert) => {
+                    assert_eq!((&*revert.domain, &*revert.name), (name, name));
+                    assert!(!revert.force && !revert.output.plan);
+                }
+                other => panic!("{other:?}"),
+            }
+            match parse(&["snapshot-revert", "g1", name]).map(|arguments| arguments.command) {
+                Ok(Command::SnapshotRevert(revert)) => assert_eq!(revert.name, name),
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => assert!(name.starts_with('-') && error.exit_code() == 2, "{name:?}"),
+            }
+        }
+    }
+
     #[test]
     fn without_a_word_on_children_or_force_nothing_more_is_lost() {
         let scope = |words: &[&str]| {

@@ -193,7 +193,12 @@ impl<'a> Lowering<'a> {
 
     /// The name in scope that a misspelt one most likely means.
     fn similar(&self, name: &str) -> Option<&str> {
+        // Nobody misspells what is longer, and the comparison takes the product of both lengths.
+        let is_short = |name: &str| name.len() <= 128;
         let close = |candidate: &str| {
+            if !is_short(name) || !is_short(candidate) {
+                return None;
+            }
             let distance = edit_distance(name, candidate);
             (distance <= 1 + name.len() / 4).then_some(distance)
         };

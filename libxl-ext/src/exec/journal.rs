@@ -2,13 +2,14 @@
 //!
 //! The file begins with the plan and grows by an entry per event. It is created in one step that a crash
 //! cannot split; an entry that a crash cut short is the last one and is ignored: what it announced has
-//! not begun.
+//! not begun. Anything else that does not fit is damage, and the journal is refused: without its later
+//! entries it would tell of less than was done.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Plan;
 use crate::store::{DomainStore, Envelope, absent_is_fine, atomic};
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -64,12 +65,14 @@ impl Journal {
     /// Opens the journal that an earlier process left, if there is one.
     pub(super) fn left_over(store: &DomainStore) -> Result<Option<(Self, Progress)>> {
         let path = store.journal_path();
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io(format!("read {}", path.display()), error)),
+        let Some(bytes) = atomic::read_own(&path)? else {
+            return Ok(None);
         };
         let (mut progress, whole) = replay(&bytes, &path)?;
+        if progress.plan.domain != store.name() {
+            let owner = &progress.plan.domain;
+            return Err(damaged(&path, &format!("belongs to domain '{owner}'")));
+        }
         progress.written = std::fs::metadata(&path)
             .and_then(|file| file.modified())
             .ok();
@@ -83,10 +86,7 @@ impl Journal {
     }
 
     fn append_to(path: PathBuf) -> Result<Self> {
-        let file = OpenOptions::new()
-            .append(true)
-            .open(&path)
-            .map_err(|error| Error::io(format!("open {}", path.display()), error))?;
+        let file = atomic::append_own(&path)?;
         Ok(Self { path, file })
     }
 
@@ -126,10 +126,7 @@ impl Journal {
 fn replay(bytes: &[u8], path: &Path) -> Result<(Progress, usize)> {
     let (first, mut rest) = Envelope::JOURNAL.open_next::<Entry>(bytes, path)?;
     let Entry::Opened(plan) = first else {
-        return Err(Error::new(
-            crate::ErrorKind::Corrupt,
-            format!("{} does not begin with a plan", path.display()),
-        ));
+        return Err(damaged(path, "does not begin with a plan"));
     };
     let mut progress = Progress {
         plan: *plan,
@@ -138,19 +135,42 @@ fn replay(bytes: &[u8], path: &Path) -> Result<(Progress, usize)> {
         written: None,
         undoing: None,
     };
-    while let Ok((entry, next)) = Envelope::JOURNAL.open_next::<Entry>(rest, path) {
-        match entry {
-            Entry::Opened(_) => break,
-            Entry::Begun(step) => progress.begun = Some(step),
-            Entry::Done(step) => progress.done = step + 1,
-            Entry::Undoing(from) => progress.undoing = Some((from, 0)),
-            Entry::Undone(steps) => {
-                progress.undoing = progress.undoing.map(|(from, _)| (from, steps));
-            }
+    while !rest.is_empty() {
+        let (entry, next) = match Envelope::JOURNAL.open_next::<Entry>(rest, path) {
+            Err(_) if Envelope::JOURNAL.is_cut_short(rest, path) => break,
+            read => read?,
+        };
+        let last = progress.plan.steps.len();
+        match (entry, progress.undoing) {
+            (Entry::Begun(step), _) if step < last => progress.begun = Some(step),
+            (Entry::Done(step), _) if step < last => progress.done = step + 1,
+            (Entry::Undoing(from), _) if from < last => progress.undoing = Some((from, 0)),
+            (Entry::Undone(steps), Some((from, _))) => progress.undoing = Some((from, steps)),
+            _ => return Err(damaged(path, "has an entry that does not fit its plan")),
         }
         rest = next;
     }
     Ok((progress, bytes.len() - rest.len()))
+}
+
+fn damaged(path: &Path, how: &str) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("{} {how}", path.display())).hint(
+        "what was interrupted is not known: look at the domain and its disks, then remove the file",
+    )
+}
+
+/// For a journal of the given bytes: how many of them are whole entries, and what these come to. It has
+/// been made sure that recovery can go through the plan from there.
+#[cfg(fuzzing)]
+pub(crate) fn read_back(bytes: &[u8]) -> Result<(usize, String)> {
+    let (progress, whole) = replay(bytes, Path::new("journal"))?;
+    let plan = &progress.plan;
+    let last = progress.undoing.map(|(from, _)| from).or(progress.begun);
+    assert!(last.is_none_or(|last| last < plan.steps.len()));
+    assert!(progress.done <= plan.steps.len());
+    let _ = plan.undo_from(last.unwrap_or(0));
+    let _ = (plan.point_of_no_loss(), plan.deleted(), plan.to_string());
+    Ok((whole, format!("{progress:?}")))
 }
 
 #[cfg(test)]
@@ -196,5 +216,98 @@ mod tests {
         }
         journal.close().unwrap();
         assert!(Journal::left_over(&store).unwrap().is_none());
+    }
+
+    /// A journal of four entries, and where each of them ends.
+    fn four_entries() -> (Vec<u8>, Vec<usize>) {
+        let opened = Entry::Opened(Box::new(plan()));
+        let mut bytes = Vec::new();
+        let mut ends = Vec::new();
+        for entry in [opened, Entry::Begun(0), Entry::Done(0), Entry::Undoing(0)] {
+            bytes.extend(Envelope::JOURNAL.seal(&entry).unwrap());
+            ends.push(bytes.len());
+        }
+        (bytes, ends)
+    }
+
+    #[test]
+    fn a_journal_cut_anywhere_tells_of_its_whole_entries_or_is_refused() {
+        let (bytes, ends) = four_entries();
+        for length in 0..bytes.len() {
+            let read = replay(&bytes[..length], Path::new("/x"));
+            let whole = ends.iter().rfind(|end| **end <= length);
+            match (read, whole) {
+                (Ok((_, read)), Some(whole)) => assert_eq!(read, *whole, "cut at {length}"),
+                (Err(error), None) => assert_eq!(error.kind(), ErrorKind::Corrupt),
+                (read, _) => panic!("cut at {length}: {read:?}"),
+            }
+        }
+    }
+
+    /// Were it taken for shorter than it is, steps that were done would not be taken back.
+    #[test]
+    fn no_changed_byte_shortens_a_journal() {
+        let (bytes, ends) = four_entries();
+        let versions: Vec<_> = [0].iter().chain(&ends[..3]).map(|at| at + 18).collect();
+        for at in 0..bytes.len() {
+            for value in (0..=u8::MAX).filter(|value| *value != bytes[at]) {
+                let mut changed = bytes.clone();
+                changed[at] = value;
+                let error = replay(&changed, Path::new("/x"))
+                    .expect_err(&format!("byte {at} of {} is {value}", bytes.len()));
+                let is_newer = versions.contains(&at) && (b'2'..=b'9').contains(&value);
+                let expected = if is_newer {
+                    ErrorKind::NewerVersion
+                } else {
+                    ErrorKind::Corrupt
+                };
+                assert_eq!(error.kind(), expected, "byte {at} is {value}");
+            }
+        }
+    }
+
+    #[test]
+    fn entries_that_do_not_fit_the_plan_are_refused() {
+        let opened = || Entry::Opened(Box::new(plan()));
+        for entries in [
+            vec![Entry::Begun(0)],
+            vec![opened(), opened()],
+            vec![opened(), Entry::Begun(1)],
+            vec![opened(), Entry::Done(usize::MAX)],
+            vec![opened(), Entry::Undoing(usize::MAX)],
+            vec![opened(), Entry::Undone(0)],
+        ] {
+            let sealed = entries.iter().map(|entry| Envelope::JOURNAL.seal(entry));
+            let bytes = sealed.collect::<Result<Vec<_>>>().unwrap().concat();
+            let error = replay(&bytes, Path::new("/x")).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{entries:?}");
+        }
+    }
+
+    #[test]
+    fn a_journal_of_another_domain_or_a_link_to_one_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = |name| Store::new(directory.path()).domain(name);
+        let (ours, other) = (store("g"), store("other"));
+        ours.ensure_directory().unwrap();
+        other.ensure_directory().unwrap();
+        Journal::create(&ours, &plan()).unwrap();
+        let before = std::fs::read(ours.journal_path()).unwrap();
+        std::fs::copy(ours.journal_path(), other.journal_path()).unwrap();
+        let refused = |store| Journal::left_over(store).err().map(|error| error.kind());
+        assert_eq!(refused(&other), Some(ErrorKind::Corrupt));
+        let elsewhere = directory.path().join("elsewhere");
+        std::fs::rename(ours.journal_path(), &elsewhere).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, ours.journal_path()).unwrap();
+        assert_eq!(refused(&ours), Some(ErrorKind::Io));
+        assert!(ours.has_journal() && ours.exists());
+        assert!(Journal::append_to(ours.journal_path()).is_err());
+        std::fs::remove_file(&elsewhere).unwrap();
+        assert_eq!(refused(&ours), Some(ErrorKind::Io), "a link to nowhere");
+        assert!(ours.has_journal() && ours.exists());
+        // A new operation's journal takes the place of the link.
+        Journal::create(&ours, &plan()).unwrap();
+        assert_eq!(std::fs::read(ours.journal_path()).unwrap(), before);
+        assert!(!elsewhere.exists());
     }
 }

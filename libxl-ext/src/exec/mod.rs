@@ -10,4 +10,6 @@ mod recover;
 mod tests;
 
 pub use engine::{Outcome, run};
+#[cfg(fuzzing)]
+pub(crate) use journal::read_back;
 pub use recover::{Recovered, recover};

@@ -70,6 +70,9 @@ impl Performer<'_> {
                 measured.memory = Some(proof);
                 Ok(())
             }
+            Step::RequireAbsent { images } => images
+                .iter()
+                .try_for_each(|image| self.ports.images.require_absent(image)),
             Step::CreateLayers { layers } => self.create_layers(layers),
             Step::ExtractLayers { id, layers } => self.extract_layers(*id, layers),
             Step::SnapshotDisks {

@@ -144,6 +144,42 @@ mod tests {
     }
 
     #[test]
+    fn names_in_any_script_are_names_and_nothing_else() {
+        for name in [
+            "-rf",
+            "--force",
+            "$(reboot)",
+            "a;b",
+            "%2e%2e",
+            "\\..\\",
+            "~root",
+            "\u{5e9}\u{5dc}\u{5d5}\u{5dd}",
+            "\u{645}\u{631}\u{62d}\u{628}\u{627}",
+            "e\u{301}\u{323}",
+            "\u{65e5}\u{672c}\u{8a9e}",
+            "\u{1f469}\u{200d}\u{1f680}",
+        ] {
+            let taken = SnapshotName::new(name).unwrap();
+            assert_eq!(taken.as_str(), name, "it is kept as it was given");
+            let json = serde_json::to_string(&taken).unwrap();
+            assert_eq!(serde_json::from_str::<SnapshotName>(&json).unwrap(), taken);
+        }
+        // The same letters in another form are another name; nothing is normalised.
+        let forms = ["\u{e9}", "e\u{301}"].map(|name| SnapshotName::new(name).unwrap());
+        assert_ne!(forms[0], forms[1]);
+        for name in [
+            "x".repeat(10_000),
+            "\u{301}".repeat(5_000),
+            "../".repeat(3_333),
+        ] {
+            let report = SnapshotName::new(name.as_str()).unwrap_err().report();
+            assert!(report.len() < 1000, "a long name is not repeated in full");
+            let json = serde_json::to_string(&name).unwrap();
+            assert!(serde_json::from_str::<SnapshotName>(&json).is_err());
+        }
+    }
+
+    #[test]
     fn a_tag_is_never_a_snapshot_number() {
         assert!(SnapshotId::random().tag().starts_with("xl-ext-"));
     }

@@ -22,6 +22,8 @@ pub(super) struct Chains {
     /// Layers that the domain writes to, without anybody having been told.
     untold: BTreeSet<Box<Path>>,
     removed: BTreeSet<Box<Path>>,
+    /// Files that are not there.
+    absent: BTreeSet<Box<Path>>,
     /// A merge that is not recorded yet.
     merging: Option<Merge>,
     /// Layers that were disks and are not any more.
@@ -36,9 +38,15 @@ impl Chains {
             left: BTreeSet::new(),
             untold: BTreeSet::new(),
             removed: BTreeSet::new(),
+            absent: BTreeSet::new(),
             merging: None,
             departed: BTreeSet::new(),
         }
+    }
+
+    /// Somebody looks whether there are such files.
+    pub(super) fn require_absent(&mut self, images: &[Box<Path>]) {
+        self.absent.extend(images.iter().cloned());
     }
 
     /// A layer is made, on the image below it or of the content of `from`.
@@ -46,6 +54,10 @@ impl Chains {
         require(
             self.record.layer(&layer.image).is_none() && !self.made.contains_key(&layer.image),
             "makes an image that is there",
+        )?;
+        require(
+            self.absent.contains(&layer.image),
+            "makes an image of which nobody knows whether it is there: taking that back would remove it",
         )?;
         let below = layer.backing.as_ref().map(|below| &*below.image);
         let begins_with = from.or(below).ok_or("makes an image of nothing")?;

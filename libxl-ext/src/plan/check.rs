@@ -164,6 +164,7 @@ impl Checker<'_> {
                 self.domain = Domain::Suspended;
                 self.saved.insert(*id);
             }
+            Step::RequireAbsent { images } => self.chains.require_absent(images),
             Step::CreateLayers { layers } => {
                 layers.iter().try_for_each(|layer| self.make(layer, None))?;
             }

@@ -92,9 +92,13 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
 
     plan.steps.push(Step::CreateDirectory { id });
     if !layers.is_empty() {
-        plan.steps.push(Step::CreateLayers {
-            layers: layers.clone(),
-        });
+        let images = layers.iter().map(|layer| layer.image.clone()).collect();
+        plan.steps.extend([
+            Step::RequireAbsent { images },
+            Step::CreateLayers {
+                layers: layers.clone(),
+            },
+        ]);
     }
     plan.steps
         .extend(live.monitor.map(|process| Step::HoldMonitor { process }));

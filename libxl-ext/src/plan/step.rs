@@ -58,6 +58,11 @@ pub enum Step {
         /// Length to expect, in bytes.
         estimate: u64,
     },
+    /// Make sure that there are no files of these names: taking back the next step removes them.
+    RequireAbsent {
+        /// The names.
+        images: Vec<Box<Path>>,
+    },
     /// Make images on top of others, which hold all of their content so far.
     CreateLayers {
         /// The images.
@@ -435,6 +440,7 @@ impl Step {
             Self::Restore { uuid, .. } => vec![Self::DestroyRestored { uuid: *uuid }],
             // These change nothing that has to be taken back, or stand behind the point of no return.
             Self::Prove { .. }
+            | Self::RequireAbsent { .. }
             | Self::Pause { .. }
             | Self::Resume { .. }
             | Self::Seal { .. }
@@ -516,6 +522,11 @@ impl fmt::Display for Step {
                     "suspend domain {} and write its memory to {id}/memory",
                     life.domid
                 )
+            }
+            Self::RequireAbsent { images } => {
+                f.write_str("make sure that there is no ")?;
+                let images: Vec<_> = images.iter().map(|image| image.display()).collect();
+                list(f, &images)
             }
             Self::CreateLayers { layers } => {
                 f.write_str("make ")?;

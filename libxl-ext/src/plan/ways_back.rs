@@ -98,7 +98,9 @@ impl WaysBack {
             id,
             layers: self.extracted.clone(),
         };
+        let images: Vec<_> = self.layers().into_iter().map(|layer| layer.image).collect();
         let mut steps = Vec::new();
+        steps.extend((!images.is_empty()).then_some(Step::RequireAbsent { images }));
         steps.extend((!self.on_top.is_empty()).then_some(create));
         steps.extend((!self.extracted.is_empty()).then_some(extract));
         steps

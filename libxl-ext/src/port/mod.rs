@@ -27,6 +27,9 @@ pub mod xenctrl;
 pub mod xenstore;
 mod xl;
 
+#[cfg(fuzzing)]
+pub(crate) use qmp_wire::converse as qmp_converse;
+
 use crate::error::Result;
 use crate::event::Observer;
 use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, Stamp};
@@ -218,6 +221,12 @@ pub trait Images {
     /// # Errors
     /// If the image is in use or damaged.
     fn delete_snapshot(&self, disk: &DiskTarget, tag: &str) -> Result<()>;
+
+    /// Makes sure that there is no file of the name.
+    ///
+    /// # Errors
+    /// If there is one.
+    fn require_absent(&self, image: &Path) -> Result<()>;
 
     /// Makes a new, empty layer, readable by root alone.
     ///

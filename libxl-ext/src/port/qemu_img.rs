@@ -53,14 +53,11 @@ impl Images for QemuImg {
         // -U: a QEMU may have it open. The table of snapshots is only changed under our lock.
         let arguments = ["info", "-U", "--output=json", "--image-opts"].map(OsString::from);
         let output = qemu_img(arguments.into_iter().chain([options(image, format)]), &what)?;
-        let info: Info = serde_json::from_slice(&output)
+        let facts = facts_in(&output)
             .map_err(|error| Error::new(ErrorKind::Toolstack, what).because(error))?;
         Ok(Some(ImageFacts {
-            virtual_size: info.virtual_size,
-            allocated: info.actual_size,
             written: last_write(image),
-            backing: info.backing_filename,
-            snapshots: info.snapshots.into_iter().map(Into::into).collect(),
+            ..facts
         }))
     }
 
@@ -78,6 +75,18 @@ impl Images for QemuImg {
             return Ok(());
         }
         snapshot(disk, "-d", tag, "delete")
+    }
+
+    fn require_absent(&self, image: &Path) -> Result<()> {
+        match std::fs::symlink_metadata(image) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Error::io(format!("look at {}", image.display()), error)),
+            Ok(_) => Err(Error::new(
+                ErrorKind::InvalidRequest,
+                format!("{} is there already", image.display()),
+            )
+            .hint("the guest goes on in a new image: name one that is not there")),
+        }
     }
 
     fn create_layer(&self, layer: &Layer) -> Result<()> {
@@ -183,6 +192,18 @@ pub(super) fn last_write(image: &Path) -> Stamp {
         |_| stamp(0, 0),
         |file| stamp(file.mtime(), file.mtime_nsec()),
     )
+}
+
+/// What `qemu-img info --output=json` says, which is nothing of the last write.
+pub(crate) fn facts_in(output: &[u8]) -> serde_json::Result<ImageFacts> {
+    let info: Info = serde_json::from_slice(output)?;
+    Ok(ImageFacts {
+        virtual_size: info.virtual_size,
+        allocated: info.actual_size,
+        written: stamp(0, 0),
+        backing: info.backing_filename,
+        snapshots: info.snapshots.into_iter().map(Into::into).collect(),
+    })
 }
 
 fn snapshot(disk: &DiskTarget, action: &str, tag: &str, verb: &str) -> Result<()> {

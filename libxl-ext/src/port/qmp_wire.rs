@@ -6,16 +6,16 @@ use crate::error::{Error, ErrorKind, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long QEMU may take for one answer. A snapshot of a busy disk drains and flushes first.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 
 /// Longest line that is read, in bytes.
-const LINE_MAX: u64 = 16 << 20;
+const LINE_MAX: usize = 16 << 20;
 
 /// A command with the type of its answer.
 pub(super) trait Command: Serialize {
@@ -84,12 +84,18 @@ impl Monitor {
                 .because(error)
                 .hint("the domain has no running QEMU: are its disks on the qdisk backend?")
             })?;
+        Self::greet(stream, name)
+    }
+
+    /// Begins a conversation on a connection.
+    pub(super) fn greet(stream: UnixStream, name: String) -> Result<Self> {
         let mut monitor = Self {
             reader: BufReader::new(stream),
             name,
             next_id: 1,
         };
-        if monitor.receive()?.greeting.is_none() {
+        let greeting = monitor.receive(Instant::now() + ANSWER_LIMIT)?.greeting;
+        if greeting.is_none() {
             return Err(monitor.broken("greet").because("it sent something else"));
         }
         monitor.run(&Capabilities {})?;
@@ -113,8 +119,9 @@ impl Monitor {
             .get_mut()
             .write_all(&line)
             .map_err(|error| self.broken(C::NAME).because(error))?;
+        let deadline = Instant::now() + ANSWER_LIMIT;
         loop {
-            let message = self.receive()?;
+            let message = self.receive(deadline)?;
             if let Some(event) = message.event {
                 tracing::debug!("{}: event {event}", self.name);
                 continue;
@@ -125,30 +132,66 @@ impl Monitor {
             if let Some(failure) = message.error {
                 return Err(self.broken(C::NAME).because(failure));
             }
-            let answer = message.answer.unwrap_or_default();
+            let Some(answer) = message.answer else {
+                return Err(self.broken(C::NAME).because("it answered nothing"));
+            };
             return serde_json::from_value(answer)
                 .map_err(|error| self.broken(C::NAME).because(error));
         }
     }
 
-    fn receive(&mut self) -> Result<Message> {
-        let mut line = Vec::new();
-        let read = (&mut self.reader)
-            .take(LINE_MAX)
-            .read_until(b'\n', &mut line);
-        match read {
-            Ok(_) if line.last() == Some(&b'\n') => serde_json::from_slice(&line)
-                .map_err(|error| self.broken("read an answer").because(error)),
-            Ok(_) => Err(self
-                .broken("read an answer")
-                .because("QEMU closed the connection")),
-            Err(error) => Err(self.broken("read an answer").because(error)),
-        }
+    fn receive(&mut self, deadline: Instant) -> Result<Message> {
+        read_line(&mut self.reader, deadline)
+            .and_then(|line| serde_json::from_slice(&line).map_err(io::Error::from))
+            .map_err(|error| self.broken("read an answer").because(error))
     }
 
     fn broken(&self, what: &str) -> Error {
         Error::new(ErrorKind::Toolstack, format!("{what} on {}", self.name))
     }
+}
+
+/// Reads a line. The deadline is for whatever came before it too: a QEMU that goes on sending, be it events
+/// or the bytes of one line, does not keep us for ever.
+fn read_line(reader: &mut impl BufRead, deadline: Instant) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        if Instant::now() >= deadline {
+            return Err(io::Error::other("QEMU takes too long"));
+        }
+        if line.len() > LINE_MAX {
+            return Err(io::Error::other("QEMU's line does not end"));
+        }
+        let bytes = match reader.fill_buf() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read?,
+        };
+        if bytes.is_empty() {
+            return Err(io::Error::other("QEMU closed the connection"));
+        }
+        let end = bytes.iter().position(|byte| *byte == b'\n');
+        let taken = end.map_or(bytes.len(), |end| end + 1);
+        line.extend_from_slice(&bytes[..taken]);
+        reader.consume(taken);
+    }
+    Ok(line)
+}
+
+/// What the QEMU at the other end is understood to say to two commands, whatever these are.
+#[cfg(fuzzing)]
+pub(crate) fn converse(stream: UnixStream) -> Result<(Value, Vec<Value>)> {
+    let mut monitor = Monitor::greet(stream, String::from("a fuzzer"))?;
+    Ok((monitor.run(&Capabilities {})?, monitor.run(&Anything {})?))
+}
+
+#[cfg(fuzzing)]
+#[derive(Serialize)]
+struct Anything {}
+
+#[cfg(fuzzing)]
+impl Command for Anything {
+    const NAME: &'static str = "anything";
+    type Answer = Vec<Value>;
 }
 
 #[cfg(test)]
@@ -201,6 +244,26 @@ mod tests {
             report.ends_with("QEMU: Device 'x' not found (GenericError)"),
             "{report}"
         );
+    }
+
+    #[test]
+    fn an_answer_without_anything_in_it_is_no_success() {
+        let (directory, _server) = scripted(&[r#"{"id":2}"#]);
+        let mut monitor = Monitor::connect(&directory.path().join("qmp")).unwrap();
+        let report = monitor.run(&Capabilities {}).unwrap_err().report();
+        assert!(report.ends_with("it answered nothing"), "{report}");
+    }
+
+    #[test]
+    fn a_qemu_that_goes_on_sending_does_not_keep_us() {
+        let past = Instant::now();
+        let error = read_line(&mut &b"{}\n"[..], past).unwrap_err();
+        assert_eq!(error.to_string(), "QEMU takes too long");
+        let soon = past + Duration::from_secs(60);
+        let mut endless = BufReader::new(io::repeat(b' '));
+        let error = read_line(&mut endless, soon).unwrap_err();
+        assert_eq!(error.to_string(), "QEMU's line does not end");
+        assert_eq!(read_line(&mut &b"{}\nx"[..], soon).unwrap(), b"{}\n");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::FILE_MODE;
 use crate::error::{Error, ErrorKind, Result};
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 
 /// How the names of temporary files begin.
@@ -36,15 +36,77 @@ pub(crate) fn create_new(path: &Path) -> Result<File> {
         .map_err(|error| Error::io(format!("create {}", path.display()), error))
 }
 
-/// Opens a file of ours for reading; a link planted in its place is refused.
+/// Longest file that is read into memory, in bytes. A record is at most about this long; a journal has
+/// one plan and a few short entries.
+const WHOLE_MAX: u64 = 65 << 20;
+
+/// Opens a file of ours for reading; anything else planted in its place, or in that of its directory, is
+/// refused: a link, a device, a pipe that nobody writes to.
 pub(crate) fn open_own(path: &Path) -> Result<File> {
-    rustix::fs::open(
-        path,
-        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+    open(path, OFlags::RDONLY)
+}
+
+/// Opens a file of ours for writing at its end, as [`open_own`] does for reading.
+pub(crate) fn append_own(path: &Path) -> Result<File> {
+    open(path, OFlags::WRONLY | OFlags::APPEND)
+}
+
+/// Reads the whole of a file of ours; `None` if there is none.
+pub(crate) fn read_own(path: &Path) -> Result<Option<Vec<u8>>> {
+    let file = match open_own(path) {
+        Err(error) if is_absence(&error) => return Ok(None),
+        opened => opened?,
+    };
+    let mut bytes = Vec::new();
+    file.take(WHOLE_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Error::io(format!("read {}", path.display()), error))?;
+    if bytes.len() as u64 > WHOLE_MAX {
+        let context = format!("{} is longer than any file of ours", path.display());
+        return Err(Error::new(ErrorKind::Corrupt, context));
+    }
+    Ok(Some(bytes))
+}
+
+/// Whether something has that name, be it a link that leads nowhere.
+pub(crate) fn is_there(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+fn open(path: &Path, access: OFlags) -> Result<File> {
+    let failed = |error| Error::io(format!("open {}", path.display()), error);
+    let directory = rustix::fs::open(
+        parent(path)?,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
         Mode::empty(),
     )
-    .map(File::from)
-    .map_err(|error| Error::io(format!("open {}", path.display()), error))
+    .map_err(failed)?;
+    let file: File = rustix::fs::openat(
+        directory,
+        path.file_name().unwrap_or_default(),
+        // Without NONBLOCK a pipe would keep us waiting; a file takes no notice of it.
+        access | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK,
+        Mode::empty(),
+    )
+    .map_err(failed)?
+    .into();
+    let kind = file
+        .metadata()
+        .map_err(|error| Error::io(format!("open {}", path.display()), error))?
+        .file_type();
+    if kind.is_file() {
+        Ok(file)
+    } else {
+        let context = format!("{} is no file", path.display());
+        Err(Error::new(ErrorKind::Corrupt, context))
+    }
+}
+
+fn is_absence(error: &Error) -> bool {
+    let cause = std::error::Error::source(error);
+    cause
+        .and_then(|cause| cause.downcast_ref::<std::io::Error>())
+        .is_some_and(|cause| cause.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// Waits until a file's content is on the disk.

@@ -15,8 +15,17 @@ use xxhash_rust::xxh3::xxh3_128;
 /// The version that this release writes, and the newest that it reads.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// Longest file that is read into memory, in bytes.
+/// Longest JSON that is read, in bytes.
 const PAYLOAD_MAX: usize = 64 << 20;
+
+/// Longest first line, in bytes.
+const LINE_MAX: usize = 160;
+
+/// What the first line says of the JSON below it.
+struct Head<'a> {
+    length: usize,
+    checksum: &'a str,
+}
 
 /// One kind of file.
 #[derive(Clone, Copy, Debug)]
@@ -38,13 +47,9 @@ impl Envelope {
         let payload = serde_json::to_vec(value).map_err(|error| {
             Error::new(ErrorKind::InvalidRequest, format!("encode a {}", self.kind)).because(error)
         })?;
-        let mut framed = format!(
-            "libxl-ext {} {FORMAT_VERSION} {} {:032x}\n",
-            self.kind,
-            payload.len(),
-            xxh3_128(&payload)
-        )
-        .into_bytes();
+        let checksum = format!("{:032x}", xxh3_128(&payload));
+        let mut framed = first_line(self.kind, payload.len(), &checksum).into_bytes();
+        framed.push(b'\n');
         framed.extend_from_slice(&payload);
         framed.push(b'\n');
         Ok(framed)
@@ -74,11 +79,52 @@ impl Envelope {
     ) -> Result<(T, &'a [u8])> {
         let end = bytes
             .iter()
-            .take(160)
+            .take(LINE_MAX)
             .position(|byte| *byte == b'\n')
             .ok_or_else(|| corrupt(path, "its first line is missing"))?;
-        let line = std::str::from_utf8(&bytes[..end])
-            .map_err(|_| corrupt(path, "its first line is not text"))?;
+        let Head { length, checksum } = self.head(&bytes[..end], path)?;
+        let body = &bytes[end + 1..];
+        if length > PAYLOAD_MAX || body.len() <= length || body[length] != b'\n' {
+            return Err(corrupt(path, "its length is not what its first line says"));
+        }
+        let payload = &body[..length];
+        if checksum != format!("{:032x}", xxh3_128(payload)) {
+            return Err(corrupt(path, "its checksum does not match"));
+        }
+        let value = serde_json::from_slice(payload)
+            .map_err(|error| corrupt(path, "its content is not understood").because(error))?;
+        Ok((value, &body[length + 1..]))
+    }
+
+    /// Whether this is the beginning of one framed value and not all of it: what a crash leaves of one that
+    /// was being appended. A file system may have put zeros where the rest did not get to the disk. What
+    /// was written completely and then changed is no such beginning, whichever byte it was.
+    pub(crate) fn is_cut_short(self, bytes: &[u8], path: &Path) -> bool {
+        let end = bytes.iter().rposition(|byte| *byte != 0);
+        let (written, zeros) = bytes.split_at(end.map_or(0, |last| last + 1));
+        match written.iter().position(|byte| *byte == b'\n') {
+            None => {
+                let start = format!("libxl-ext {} ", self.kind);
+                let known = start.len().min(written.len());
+                written.len() < LINE_MAX && written[..known] == start.as_bytes()[..known]
+            }
+            Some(end) => {
+                let body = &written[end + 1..];
+                // JSON has no line end in it as it is written here, so one is the end of the value.
+                let is_open = !body.contains(&b'\n');
+                let head = self.head(&written[..end], path);
+                is_open
+                    && head.is_ok_and(|head| {
+                        // With a zero in the place of the line end alone it was damaged and not cut.
+                        body.len() < head.length || (body.len() == head.length && zeros.is_empty())
+                    })
+            }
+        }
+    }
+
+    fn head<'a>(self, line: &'a [u8], path: &Path) -> Result<Head<'a>> {
+        let line =
+            std::str::from_utf8(line).map_err(|_| corrupt(path, "its first line is not text"))?;
         let words: Vec<&str> = line.split(' ').collect();
         let [magic, kind, version, length, checksum] = words[..] else {
             return Err(corrupt(path, "its first line is not one of ours"));
@@ -105,18 +151,20 @@ impl Envelope {
         let length: usize = length
             .parse()
             .map_err(|_| corrupt(path, "its length is no number"))?;
-        let body = &bytes[end + 1..];
-        if length > PAYLOAD_MAX || body.len() <= length || body[length] != b'\n' {
-            return Err(corrupt(path, "its length is not what its first line says"));
+        // A number can be read from more than one form, such as `+1`; only one of them is ours.
+        let is_checksum = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        if line != first_line(self.kind, length, checksum)
+            || checksum.len() != 32
+            || !checksum.bytes().all(is_checksum)
+        {
+            return Err(corrupt(path, "its first line is not one of ours"));
         }
-        let payload = &body[..length];
-        if checksum != format!("{:032x}", xxh3_128(payload)) {
-            return Err(corrupt(path, "its checksum does not match"));
-        }
-        let value = serde_json::from_slice(payload)
-            .map_err(|error| corrupt(path, "its content is not understood").because(error))?;
-        Ok((value, &body[length + 1..]))
+        Ok(Head { length, checksum })
     }
+}
+
+fn first_line(kind: &str, length: usize, checksum: &str) -> String {
+    format!("libxl-ext {kind} {FORMAT_VERSION} {length} {checksum}")
 }
 
 fn corrupt(path: &Path, how: &str) -> Error {
@@ -150,15 +198,63 @@ mod tests {
             );
         }
         for at in 0..sealed.len() {
-            let mut changed = sealed.clone();
-            changed[at] ^= 1;
-            assert!(
-                Envelope::RECORD
+            for value in (0..=u8::MAX).filter(|value| *value != sealed[at]) {
+                let mut changed = sealed.clone();
+                changed[at] = value;
+                let error = Envelope::RECORD
                     .open::<(String, u8)>(&changed, path)
-                    .is_err(),
-                "byte {at}"
+                    .unwrap_err();
+                let is_newer = at == "libxl-ext record ".len() && (b'2'..=b'9').contains(&value);
+                let expected = if is_newer {
+                    ErrorKind::NewerVersion
+                } else {
+                    ErrorKind::Corrupt
+                };
+                assert_eq!(error.kind(), expected, "byte {at} is {value}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_fraction_is_read_as_it_was_written() {
+        let number = 1.909_999_999_999_999_8e101_f64;
+        let sealed = Envelope::RECORD.seal(&number).unwrap();
+        let read: f64 = Envelope::RECORD.open(&sealed, Path::new("/x")).unwrap();
+        assert_eq!(read.to_bits(), number.to_bits());
+    }
+
+    #[test]
+    fn a_number_in_another_form_is_not_ours() {
+        let sealed = String::from_utf8(Envelope::RECORD.seal(&42).unwrap()).unwrap();
+        for (ours, other) in [(" 1 ", " +1 "), (" 1 ", " 01 "), (" 2 ", " 002 ")] {
+            let changed = sealed.replacen(ours, other, 1);
+            assert_ne!(changed, sealed);
+            let error = Envelope::RECORD.open::<u8>(changed.as_bytes(), Path::new("/x"));
+            assert_eq!(error.unwrap_err().kind(), ErrorKind::Corrupt, "{changed}");
+        }
+        let newer = sealed.replacen(" 1 ", " 2 ", 1);
+        let error = Envelope::RECORD.open::<u8>(newer.as_bytes(), Path::new("/x"));
+        assert!(error.unwrap_err().report().contains("has format 2"));
+    }
+
+    #[test]
+    fn what_a_power_cut_leaves_of_an_entry_is_told_from_damage() {
+        let path = Path::new("/x");
+        let is_cut = |bytes: &[u8]| Envelope::JOURNAL.is_cut_short(bytes, path);
+        let sealed = Envelope::JOURNAL.seal(&("some text", 42)).unwrap();
+        for length in 0..sealed.len() {
+            assert!(is_cut(&sealed[..length]), "cut at {length}");
+            let mut zeros = sealed.clone();
+            zeros[length..].fill(0);
+            assert_eq!(
+                is_cut(&zeros),
+                length < sealed.len() - 1,
+                "zeros at {length}"
             );
         }
+        assert!(!is_cut(&sealed));
+        assert!(!is_cut(b"somebody else's"));
+        assert!(!is_cut(&[b'x'; LINE_MAX]));
     }
 
     #[test]

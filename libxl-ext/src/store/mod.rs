@@ -59,6 +59,11 @@ pub struct DomainStore {
 }
 
 impl DomainStore {
+    /// The domain's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The directory that holds everything of the domain.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -90,7 +95,12 @@ impl DomainStore {
 
     /// Whether anything is kept for the domain.
     pub fn exists(&self) -> bool {
-        self.record_path().exists() || self.journal_path().exists()
+        atomic::is_there(&self.record_path()) || self.has_journal()
+    }
+
+    /// Whether an operation is in progress, or was interrupted.
+    pub fn has_journal(&self) -> bool {
+        atomic::is_there(&self.journal_path())
     }
 
     /// Reads the record; a domain of which nothing is kept has an empty one.
@@ -100,12 +110,8 @@ impl DomainStore {
     /// believed, [`ErrorKind::Io`] if it cannot be read. Absence is no error.
     pub fn load(&self) -> Result<DomainRecord> {
         let path = self.record_path();
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(DomainRecord::new(&self.name));
-            }
-            Err(error) => return Err(Error::io(format!("read {}", path.display()), error)),
+        let Some(bytes) = atomic::read_own(&path)? else {
+            return Ok(DomainRecord::new(&self.name));
         };
         let record: DomainRecord = Envelope::RECORD.open(&bytes, &path)?;
         if record.domain != self.name {
@@ -155,8 +161,8 @@ impl DomainStore {
     /// [`ErrorKind::Io`] or [`ErrorKind::NoSpace`], if what was written did not reach the disk.
     pub fn seal_memory(&self, id: SnapshotId) -> Result<()> {
         let (partial, path) = (self.partial_memory_path(id), self.memory_path(id));
-        if !partial.exists() && path.exists() {
-            return Ok(());
+        if !atomic::is_there(&partial) && atomic::is_there(&path) {
+            return atomic::open_own(&path).map(drop);
         }
         atomic::sync_file(&partial)?;
         fs::rename(&partial, &path)
@@ -169,7 +175,9 @@ impl DomainStore {
     ///
     /// # Errors
     /// [`ErrorKind::Io`], also when the directory holds a file that is not ours: it is left there.
+    /// [`ErrorKind::Corrupt`] if something else stands in its place.
     pub fn remove_snapshot_directory(&self, id: SnapshotId) -> Result<()> {
+        directory_or_nothing(&self.snapshot_directory(id))?;
         for path in [self.partial_memory_path(id), self.memory_path(id)] {
             absent_is_fine(fs::remove_file(&path))
                 .map_err(|error| Error::io(format!("remove {}", path.display()), error))?;
@@ -235,8 +243,22 @@ pub(crate) fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
+/// Refuses what is planted in the place of a directory of ours. Those above the domain's may be links.
+fn directory_or_nothing(path: &Path) -> Result<()> {
+    match path.symlink_metadata() {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(Error::new(
+            ErrorKind::Corrupt,
+            format!("{} is no directory", path.display()),
+        )),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io(format!("look at {}", path.display()), error)),
+    }
+}
+
 /// Creates a directory and those above it that are missing, so that a power cut does not take them.
 fn private_directory(path: &Path) -> Result<()> {
+    directory_or_nothing(path)?;
     let missing: Vec<_> = path
         .ancestors()
         .take_while(|ancestor| !ancestor.exists())
@@ -255,6 +277,9 @@ fn private_directory(path: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod hostile;
 
 #[cfg(test)]
 mod tests {

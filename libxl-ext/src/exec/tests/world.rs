@@ -652,6 +652,13 @@ impl Images for Shared {
         })
     }
 
+    fn require_absent(&self, image: &Path) -> Result<()> {
+        self.call(|world| match world.images.get(image) {
+            None => Ok(()),
+            Some(_) => Err(impossible("there is such an image")),
+        })
+    }
+
     fn create_layer(&self, layer: &Layer) -> Result<()> {
         self.call(|world| {
             let image = Image {
