@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
 use crate::exec::{self, Outcome, Recovered};
 use crate::memory;
+use crate::model::disk::DiskKind;
 use crate::model::domain::Keeper;
 use crate::model::record::{DomainRecord, SnapshotRecord};
 use crate::observe::{Naming, Target, observe, resolve};
@@ -154,6 +155,17 @@ impl Host {
                 format!("snapshot '{name}' holds no memory"),
             )
         })?;
+        for disk in snapshot
+            .disks
+            .iter()
+            .filter(|disk| disk.kind == DiskKind::External)
+        {
+            observer.note(&format!(
+                "the file names {}, which the snapshot stands on: before a restore from it, let its \
+                 configuration name a new image on top of that",
+                disk.target
+            ));
+        }
         memory::export(&target.store.memory_path(snapshot.id), proof, to, observer)
     }
 

@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     let mut words = std::env::args_os();
     let program = words.next().unwrap_or_default();
     let arguments = if as_xl::is_meant(&program) {
-        match as_xl::run(words.collect()) {
+        match as_xl::run(&words.collect::<Vec<_>>()) {
             Ok(ours) => args::Arguments::parse_from(ours),
             Err(error) => {
                 eprintln!("xl-ext: {}", error.report());

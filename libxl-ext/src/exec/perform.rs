@@ -449,7 +449,9 @@ fn apply(record: &mut DomainRecord, change: &StoreChange, measured: &Measured) {
             tidied,
             ..
         } => {
-            ids.iter().for_each(|id| record.remove(*id));
+            for id in ids {
+                record.remove(*id);
+            }
             record
                 .left_over
                 .retain(|left| !tidied.contains(left) && !left_over.contains(left));

@@ -17,6 +17,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 mod ways_back;
+mod words;
 
 pub use check::check;
 pub(crate) use coalesce::apply_merge;

@@ -1,6 +1,7 @@
 //! Plans as people read them, and the rules that none may break.
 
 mod delete;
+mod external;
 mod force;
 
 use super::*;

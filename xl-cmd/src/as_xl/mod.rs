@@ -31,18 +31,18 @@ pub(crate) fn is_meant(program: &OsStr) -> bool {
 ///
 /// # Errors
 /// If there is no real `xl`, or a domain's disks cannot be given to it.
-pub(crate) fn run(arguments: Vec<OsString>) -> Result<Vec<OsString>> {
-    let arguments = match understand(&arguments) {
-        Invocation::Ours(ours) => return Ok(ours),
-        Invocation::Theirs => return Err(real::become_xl(&arguments)),
+pub(crate) fn run(arguments: &[OsString]) -> Result<Vec<OsString>> {
+    match understand(arguments) {
+        Invocation::Ours(ours) => Ok(ours),
+        Invocation::Theirs => Err(real::become_xl(arguments)),
         Invocation::Create(at) => {
             let root = std::env::var_os("XL_EXT_STORE").map_or(DEFAULT_ROOT.into(), PathBuf::from);
-            let mut changed = arguments.clone();
-            changed.extend(disks::for_create(&root, &arguments[at..])?);
-            changed
+            let mut arguments = arguments.to_vec();
+            let disks = disks::for_create(&root, &arguments[at..])?;
+            arguments.extend(disks);
+            Err(real::become_xl(&arguments))
         }
-    };
-    Err(real::become_xl(&arguments))
+    }
 }
 
 /// `xl [-vftTN] COMMAND ...`, where a command may be cut short as long as it is the only one.

@@ -59,11 +59,6 @@ fn revert_is_all_or_nothing() {
 #[test]
 fn a_revert_survives_two_kills() {
     survives_two_kills(both_external, false, &[running("2"), running("0")]);
-    survives_two_kills(
-        internal_below_external,
-        false,
-        &[running("2"), running("0")],
-    );
 }
 
 /// Merges go up into the layers.

@@ -1,5 +1,7 @@
 //! Snapshots for which the guest goes on in layers: raw disks, `--external`, and both kinds mixed.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 
 use super::snapshot::{DISKS, State, reboot};
@@ -22,6 +24,9 @@ pub(super) const STEPS: &[Step] = &[
         run: deletes_merge,
     },
 ];
+
+/// Long enough for a domain's creation on a loaded machine.
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// A guest with a qcow2 disk, xvda, and a raw one, xvdb.
 fn with_raw_disk<'lab>(lab: &'lab Lab, name: &str) -> Result<(Guest<'lab>, Product<'lab>)> {
@@ -148,6 +153,60 @@ fn used_by_everybody(context: &mut Context) -> Result<()> {
     product.run("snapshot-revert {} first")?;
     assert_eq!(State::read(&guest)?, before, "after the second revert");
     assert_eq!(base_times(lab, &guest)?, times, "a base was written to");
+    started_as_xl(lab, &guest, &product)?;
+    assert_eq!(base_times(lab, &guest)?, times, "a base was written to");
+    Ok(())
+}
+
+/// Under the name xl, `create` takes the layers though the configuration file names the bases, and everything
+/// else is as by the real one.
+fn started_as_xl(lab: &Lab, guest: &Guest<'_>, product: &Product<'_>) -> Result<()> {
+    let bin = format!("{}/bin", guest.dir());
+    lab.run(&format!(
+        "mkdir {bin} && ln -s $(command -v xl-ext) {bin}/xl"
+    ))?;
+    let as_xl = |arguments: &str| {
+        let store = product.store_dir();
+        format!("PATH={bin}:$PATH XL_EXT_STORE={store} xl {arguments}")
+    };
+    for arguments in [
+        "nonsense",
+        "domid none",
+        "list -l 0",
+        "-N create /nowhere",
+        "vcpu-list 0 | head -n 1",
+    ] {
+        let theirs = lab.try_run(&format!("xl {arguments}"), LIMIT)?;
+        let ours = lab.try_run(&as_xl(arguments), LIMIT)?;
+        assert_eq!(
+            (ours.status, ours.stdout, ours.stderr),
+            (theirs.status, theirs.stdout, theirs.stderr),
+            "xl {arguments}"
+        );
+    }
+    let state = State::read(guest)?;
+    let layers = active(lab, guest)?;
+    guest.destroy()?;
+    let output = lab.try_run(&as_xl(&format!("create {}/guest.cfg", guest.dir())), LIMIT)?;
+    ensure!(output.status == 0, "{}{}", output.stdout, output.stderr);
+    ensure!(
+        output.stderr.contains("which is on top of"),
+        "{}",
+        output.stderr
+    );
+    guest.wait_ready()?;
+    assert_eq!(
+        active(lab, guest)?,
+        layers,
+        "the disks of a domain that was created anew"
+    );
+    for (vdev, sum) in DISKS.iter().zip(state.sums()) {
+        assert_eq!(
+            &guest.sum(vdev, 2, 1)?,
+            sum,
+            "{vdev} of a domain that was created anew"
+        );
+    }
     Ok(())
 }
 
