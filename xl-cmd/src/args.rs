@@ -41,6 +41,10 @@ pub(crate) enum Command {
     SnapshotRevert(Revert),
     /// Delete a snapshot, with or without those below it.
     SnapshotDelete(Delete),
+    /// Give a snapshot another name.
+    SnapshotRename(Rename),
+    /// Give a snapshot another description.
+    SnapshotDescribe(Describe),
     /// Copy a snapshot's memory image to a new file that stock `xl restore` takes.
     SnapshotExportMemory(ExportMemory),
 }
@@ -145,6 +149,31 @@ impl Delete {
             _ => DeleteScope::Only,
         }
     }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rename {
+    #[command(flatten)]
+    pub(crate) output: Output,
+    /// The domain.
+    pub(crate) domain: String,
+    /// The snapshot.
+    pub(crate) name: String,
+    /// Its new name.
+    #[arg(value_parser = snapshot_name)]
+    pub(crate) new_name: SnapshotName,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Describe {
+    #[command(flatten)]
+    pub(crate) output: Output,
+    /// The domain.
+    pub(crate) domain: String,
+    /// The snapshot.
+    pub(crate) name: String,
+    /// Words of your own.
+    pub(crate) text: String,
 }
 
 #[derive(Debug, Args)]

@@ -431,6 +431,11 @@ fn apply(record: &mut DomainRecord, change: &StoreChange, measured: &Measured) {
             record.add_layers(layers);
             record.make_disks(disks);
         }
+        StoreChange::Edit {
+            id,
+            name,
+            description,
+        } => record.edit(*id, name.as_ref(), description.as_deref()),
         StoreChange::Merging { merge } => {
             record.forget_last_writes(&merge.images());
             record.mark_merging(&merge.layer.image, merge.into);

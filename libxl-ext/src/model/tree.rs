@@ -1,7 +1,7 @@
 //! The tree that a domain's snapshots form: look-ups and the changes that a commit makes.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::name::SnapshotId;
+use crate::model::name::{SnapshotId, SnapshotName};
 use crate::model::record::{DomainRecord, RecordState, SnapshotRecord};
 
 impl DomainRecord {
@@ -93,6 +93,21 @@ impl DomainRecord {
                 break;
             }
             self.current = current.parent;
+        }
+    }
+
+    /// Changes what is said of a snapshot; what is none stays as it is.
+    pub fn edit(&mut self, id: SnapshotId, name: Option<&SnapshotName>, description: Option<&str>) {
+        let found = self.snapshots.iter_mut().find(|record| record.id == id);
+        let Some(record) = found else { return };
+        if let Some(name) = name {
+            record.snapshot.name = Some(name.to_string());
+            for disk in &mut record.snapshot.disks {
+                disk.name = Some(name.to_string());
+            }
+        }
+        if let Some(description) = description {
+            record.snapshot.description = Some(description.to_owned());
         }
     }
 

@@ -1,6 +1,6 @@
 //! Plans: immutable data that says what an operation will do, step by step, before it does anything.
 //!
-//! The planners ([`create`], [`revert`], [`delete`]) are pure: an [`Inventory`] and a request go in, a
+//! The planners ([`create`], [`revert`], [`delete`], [`edit`]) are pure: an [`Inventory`] and a request go in, a
 //! [`Plan`] or a refusal comes out. [`check`] proves of every plan that it cannot lose data, whichever
 //! planner wrote it. How a step is taken back is a step too ([`Step::taken_back_by`]), so that an error
 //! and a crash are undone by the same code.
@@ -11,6 +11,7 @@ mod coalesce;
 mod create;
 mod delete;
 mod disks;
+mod edit;
 mod render;
 mod revert;
 mod step;
@@ -24,6 +25,7 @@ pub(crate) use coalesce::apply_merge;
 pub use create::{CreateRequest, create};
 pub use delete::{DeleteRequest, DeleteScope, delete};
 pub use disks::{DiskChoice, Take};
+pub use edit::{EditRequest, edit};
 pub use revert::{RevertRequest, revert};
 pub use step::{Extracted, Memory, Merge, Step, StoreChange, Switch};
 
@@ -65,6 +67,8 @@ pub enum Operation {
     SnapshotRevert,
     /// Remove snapshots.
     SnapshotDelete,
+    /// Change what is said of a snapshot.
+    SnapshotEdit,
 }
 
 impl Operation {
@@ -74,6 +78,7 @@ impl Operation {
             Self::SnapshotCreate => "snapshot-create",
             Self::SnapshotRevert => "snapshot-revert",
             Self::SnapshotDelete => "snapshot-delete",
+            Self::SnapshotEdit => "snapshot-edit",
         }
     }
 }
@@ -87,6 +92,8 @@ pub enum Request {
     Revert(RevertRequest),
     /// Remove a snapshot, the ones below it, or both.
     Delete(DeleteRequest),
+    /// Change a snapshot's name or description.
+    Edit(EditRequest),
 }
 
 impl Request {
@@ -99,6 +106,7 @@ impl Request {
             Self::Create(request) => create(inventory, request, fresh),
             Self::Revert(request) => revert(inventory, request, fresh),
             Self::Delete(request) => delete(inventory, request, fresh),
+            Self::Edit(request) => edit(inventory, request, fresh),
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::model::disk::DiskTarget;
 use crate::model::domain::{DomainLife, GuestState};
 use crate::model::layer::{Backing, Into, Layer};
-use crate::model::name::SnapshotId;
+use crate::model::name::{SnapshotId, SnapshotName};
 use crate::model::process::ProcessId;
 use crate::model::record::{DiskProof, LeftOver, SnapshotRecord};
 use serde::{Deserialize, Serialize};
@@ -313,6 +313,15 @@ pub enum StoreChange {
         /// What the disks are now.
         #[serde(default)]
         disks: Vec<DiskTarget>,
+    },
+    /// This is said of a snapshot; what is none stays as it is.
+    Edit {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Its name.
+        name: Option<SnapshotName>,
+        /// Words of the user's own.
+        description: Option<String>,
     },
     /// Two images are about to become one.
     Merging {

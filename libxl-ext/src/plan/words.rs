@@ -126,6 +126,20 @@ impl fmt::Display for Step {
                 StoreChange::SetCurrent { id, .. } => {
                     write!(f, "record {id} as the current snapshot")
                 }
+                StoreChange::Edit {
+                    id,
+                    name,
+                    description,
+                } => {
+                    write!(f, "record of {id}")?;
+                    if let Some(name) = name {
+                        write!(f, " that it is called '{name}'")?;
+                    }
+                    if let Some(text) = description {
+                        write!(f, " the description {text:?}")?;
+                    }
+                    Ok(())
+                }
                 StoreChange::Merging { merge } => {
                     let layer = merge.layer.target();
                     write!(f, "record that {layer} and the image below become one")

@@ -2,6 +2,7 @@
 
 mod create;
 mod delete;
+mod edit;
 mod export_memory;
 mod info;
 mod list;
@@ -34,6 +35,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Command::SnapshotInfo(args) => info::run(&context, args),
         Command::SnapshotRevert(args) => revert::run(&context, args),
         Command::SnapshotDelete(args) => delete::run(&context, args),
+        Command::SnapshotRename(args) => edit::rename(&context, args),
+        Command::SnapshotDescribe(args) => edit::describe(&context, args),
         Command::SnapshotExportMemory(args) => export_memory::run(&context, args),
     };
     context.terminal.finish();

@@ -14,7 +14,7 @@ use crate::model::disk::{DiskKind, Stamp};
 use crate::model::domain::DomainState;
 use crate::model::name::SnapshotName;
 use crate::model::record::{DiskProof, RecordState};
-use crate::plan::{CreateRequest, Request, RevertRequest};
+use crate::plan::{CreateRequest, EditRequest, Request, RevertRequest};
 use crate::snapshot::Host;
 use crate::store::Store;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -327,6 +327,39 @@ fn create_is_all_or_nothing() {
     };
     let points = case.every_fault(|host| create(host, "three"));
     assert!(points > 30, "{points}");
+}
+
+#[test]
+fn rename_is_all_or_nothing() {
+    let case = Case {
+        prepare: prepared,
+        before: (running("2"), &["one", "two"]),
+        after: (running("2"), &["one", "second"]),
+        given_up: None,
+    };
+    let rename = |host: &Host| {
+        let request = EditRequest {
+            name: "two".into(),
+            rename: Some(SnapshotName::new("second")?),
+            describe: Some("words".into()),
+        };
+        match execute(host, &Request::Edit(request)) {
+            // It was finished before the command was given again.
+            Err(error) if error.kind() == ErrorKind::NoSuchSnapshot => Ok(()),
+            other => other,
+        }
+    };
+    let points = case.every_fault(rename);
+    assert!(points > 5, "{points}");
+    let (root, shared) = prepared();
+    let host = shared.host(root.path());
+    let taken = EditRequest {
+        name: "two".into(),
+        rename: Some(SnapshotName::new("one").unwrap()),
+        describe: None,
+    };
+    let error = execute(&host, &Request::Edit(taken)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::SnapshotExists);
 }
 
 #[test]

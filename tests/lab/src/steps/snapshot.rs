@@ -144,7 +144,16 @@ fn create_revert_delete(context: &mut Context) -> Result<()> {
         "{info}"
     );
     ensure!(product.run("snapshot-list {}")?.contains("current"));
-    product.run("snapshot-delete {} first")?;
+    product.run("snapshot-rename {} first -- -first")?;
+    product.run("snapshot-describe {} --  -first 'other words'")?;
+    let info = product.run("snapshot-info {} -- -first")?;
+    ensure!(info.contains("other words"), "{info}");
+    let posted = lab.run(&format!(
+        "xenstore-read /libxl/{}/ext/current-snapshot",
+        guest.domid()?
+    ))?;
+    assert_eq!(posted.trim(), "-first");
+    product.run("snapshot-delete {} -- -first")?;
     product.ensure_nothing_left(&guest, &DISKS)?;
     guest.wait_counter_beyond(counter)?;
     Ok(())
