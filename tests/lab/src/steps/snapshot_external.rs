@@ -134,6 +134,18 @@ fn used_by_everybody(context: &mut Context) -> Result<()> {
         "after save and restore by stock xl"
     );
 
+    // To this host, without ssh in between: xl runs the "host" as a command then.
+    lab.run(&format!(
+        "xl migrate -s '' {} 'exec xl migrate-receive'",
+        guest.name()
+    ))?;
+    assert_eq!(State::read(&guest)?, saved, "after a migration by stock xl");
+    assert_eq!(
+        active(lab, &guest)?,
+        layers,
+        "after a migration by stock xl"
+    );
+
     product.run("snapshot-revert {} first")?;
     assert_eq!(State::read(&guest)?, before, "after the revert");
     let reverted = active(lab, &guest)?;

@@ -21,7 +21,7 @@ pub(super) const STEPS: &[Step] = &[
         run: dying_domain,
     },
     Step {
-        name: "ts-snapshot-refuses-a-raw-disk",
+        name: "ts-snapshot-refuses-a-raw-disk-internally",
         run: raw_disk,
     },
     Step {
@@ -111,9 +111,19 @@ fn raw_disk(context: &mut Context) -> Result<()> {
         guest.name()
     ))?;
     product.refuses(
-        "snapshot-create -n x {}",
-        &["xvdb", &raw, "is raw", "qemu-img convert"],
+        "snapshot-create -n x --disk xvdb,snapshot=internal {}",
+        &["xvdb", &raw, "is raw", "externally"],
     )?;
+    product.refuses(
+        "snapshot-create -n x --disk xvdz {}",
+        &["has no disk xvdz", "xvda"],
+    )?;
+    let taken = guest.disk_path("xvda");
+    product.refuses(
+        &format!("snapshot-create -n x --disk xvdb,file={taken} {{}}"),
+        &["is there already", "are as they were"],
+    )?;
+    lab.run(&format!("test -s {taken}"))?;
     product.ensure_nothing_left(&guest, &["xvda"])?;
     guest.wait_counter_beyond(guest.counter()?)?;
     Ok(())
