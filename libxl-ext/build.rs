@@ -72,6 +72,7 @@ fn bind_libxl(out: &Path) {
             "#include <stdio.h>\n#include <stdlib.h>\n#include <libxl.h>\n#include <libxl_utils.h>\n",
         )
         .allowlist_function(FUNCTIONS)
+        .allowlist_var("LIBXL_SUSPEND_LIVE")
         .allowlist_type("xentoollog_logger|libxl_error|libxl_domain_type|libxl_asyncop_how")
         .generate()
         .expect("bindgen reads libxl.h (package libclang-dev)")

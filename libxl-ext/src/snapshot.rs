@@ -16,6 +16,7 @@ use crate::port::Ports;
 use crate::store::{DEFAULT_ROOT, DomainLock, LockWait, Store};
 use crate::types::DomainSnapshot;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A Xen host and the store of its snapshots.
 pub struct Host {
@@ -34,6 +35,8 @@ pub struct Done {
     pub record: DomainRecord,
     /// What went wrong after the operation was completed, in what only tidies up.
     pub left_over: Option<Error>,
+    /// How long the guest stood still for a snapshot, from when libxl saw it suspended until it could go on.
+    pub pause: Option<Duration>,
 }
 
 impl Host {
@@ -87,11 +90,13 @@ impl Host {
         for note in &plan.notes {
             observer.note(note);
         }
-        let Outcome { left_over } = exec::run(&plan, &self.ports, &target.store, &lock, observer)?;
+        let Outcome { left_over, pause } =
+            exec::run(&plan, &self.ports, &target.store, &lock, observer)?;
         Ok(Done {
             record: target.store.load()?,
             plan,
             left_over,
+            pause,
         })
     }
 

@@ -57,6 +57,9 @@ pub(crate) struct Create {
     /// Words of your own.
     #[arg(long, value_name = "TEXT")]
     pub(crate) description: Option<String>,
+    /// Let the guest run while most of its memory is written.
+    #[arg(long)]
+    pub(crate) live: bool,
     /// Let every disk go on in a new image on top of the present one [default: raw disks only].
     #[arg(long)]
     pub(crate) external: bool,

@@ -15,6 +15,7 @@ pub(crate) fn done_json(host: &Host, done: &Done) -> Value {
         "id": done.plan.id,
         "snapshot": done.plan.snapshot,
         "notes": done.plan.notes,
+        "pause_ms": done.pause.map(|pause| pause.as_secs_f64() * 1e3),
         "now": list_json(host, &done.record),
     })
 }

@@ -43,6 +43,8 @@ pub enum Call {
         name: Option<String>,
         /// Words of the user's own.
         description: Option<String>,
+        /// Whether the guest runs while most of its memory is written.
+        live: bool,
     },
     /// `libxl_domain_snapshot_revert`
     Revert {

@@ -197,9 +197,14 @@ fn carry_out(
 /// The request that a call stands for; none where it only looks.
 fn request(call: &Call) -> Result<Option<Request>> {
     Ok(match call.clone() {
-        Call::Create { name, description } => Some(Request::Create(CreateRequest {
+        Call::Create {
+            name,
+            description,
+            live,
+        } => Some(Request::Create(CreateRequest {
             name: name.map(SnapshotName::new).transpose()?,
             description,
+            live,
             ..CreateRequest::default()
         })),
         Call::Revert { name, state, force } => {
@@ -377,6 +382,7 @@ mod tests {
         let call = Call::Create {
             name: Some("../x".into()),
             description: None,
+            live: false,
         };
         let reports = answer(&order(call), || panic!("it was asked"));
         assert_eq!(code(&reports), sys::libxl_error_ERROR_INVAL);

@@ -9,12 +9,15 @@ use crate::port::Ports;
 use crate::store::{DomainLock, DomainStore};
 use std::cell::Cell;
 use std::cmp::Ordering;
+use std::time::Duration;
 
 /// How an operation ended that did what it should.
 #[derive(Debug)]
 pub struct Outcome {
     /// What went wrong after the operation was completed, in what only tidies up.
     pub left_over: Option<Error>,
+    /// How long the guest stood still, if it did, and libxl told since when.
+    pub pause: Option<Duration>,
 }
 
 /// Carries out `plan`. The lock says that nobody else works on the domain.
@@ -56,13 +59,17 @@ pub fn run(
         };
         return match committed {
             Ok(false) => Err(give_up(plan, at, error, journal, &performer)),
-            Ok(true) => finish_later(plan, at, journal, error, &performer),
+            Ok(true) => finish_later(plan, at, journal, error, &performer).map(|outcome| Outcome {
+                pause: measured.pause,
+                ..outcome
+            }),
             Err(unknown) => Err(in_doubt(plan, &error, unknown)),
         };
     }
     performer.withdraw_progress();
     Ok(Outcome {
         left_over: journal.close().err(),
+        pause: measured.pause,
     })
 }
 
@@ -151,6 +158,7 @@ fn finish_later(
     }
     Ok(Outcome {
         left_over: Some(error),
+        pause: None,
     })
 }
 

@@ -31,6 +31,9 @@ pub(super) const LAST_WRITES: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(super) struct Measured {
     memory: Option<MemoryProof>,
+    still_since: Option<Instant>,
+    /// How long the guest stood still.
+    pub(super) pause: Option<Duration>,
     pub(super) stamps: BTreeMap<Box<Path>, Stamp>,
 }
 
@@ -60,14 +63,20 @@ impl Performer<'_> {
             Step::Wake { life } => self.wake(*life),
             Step::Pause { life } => self.pause(*life),
             Step::SaveMemory {
-                life, id, estimate, ..
+                life,
+                id,
+                estimate,
+                live,
+                ..
             } => {
                 let path = self.store.partial_memory_path(*id);
                 let toolstack = &*self.ports.toolstack;
                 self.still_there(*life)?;
-                let proof =
-                    memory::write_image(toolstack, life.domid, &path, *estimate, self.observer)?;
+                let (domid, observer) = (life.domid, self.observer);
+                let (proof, still_since) =
+                    memory::write_image(toolstack, domid, &path, *estimate, *live, observer)?;
                 measured.memory = Some(proof);
+                measured.still_since = still_since;
                 Ok(())
             }
             Step::RequireAbsent { images } => images
@@ -88,7 +97,11 @@ impl Performer<'_> {
             Step::SnapshotImages { id, disks } => disks
                 .iter()
                 .try_for_each(|disk| self.ports.images.create_snapshot(disk, &id.tag())),
-            Step::Resume { life, guest } => self.resume(*life, *guest),
+            Step::Resume { life, guest } => {
+                self.resume(*life, *guest)?;
+                measured.pause = measured.still_since.map(|since| since.elapsed());
+                Ok(())
+            }
             Step::Seal { id } => self.store.seal_memory(*id),
             Step::Destroy { life, .. } => self.destroy(*life),
             Step::ApplyImages { id, disks, .. } => self.apply_images(*id, disks),

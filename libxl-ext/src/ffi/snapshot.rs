@@ -63,7 +63,7 @@ pub unsafe extern "C" fn libxl_domain_snapshot_create(
         let domain = unsafe { argument::text(domname, "the domain's name") }?;
         // SAFETY: the caller promises null or an initialised struct.
         let wanted = unsafe { argument::out(snapshot, "the snapshot") }?;
-        create_flags(flags, wanted)?;
+        let live = create_flags(flags, wanted)?;
         // SAFETY: the caller promises null or strings.
         let (name, description) = unsafe {
             (
@@ -72,7 +72,11 @@ pub unsafe extern "C" fn libxl_domain_snapshot_create(
             )
         };
         let name = name.map(SnapshotName::new).transpose()?.map(String::from);
-        let call = Call::Create { name, description };
+        let call = Call::Create {
+            name,
+            description,
+            live,
+        };
         // SAFETY: the caller promises null or valid pointers.
         unsafe {
             begin(
@@ -87,8 +91,9 @@ pub unsafe extern "C" fn libxl_domain_snapshot_create(
     })
 }
 
-/// Refuses what V6 describes and there is not yet, rather than to do something else.
-fn create_flags(flags: c_uint, wanted: &libxl_domain_snapshot) -> Result<()> {
+/// Whether the guest shall run meanwhile. Refuses what V6 describes and there is not yet, rather than to do
+/// something else.
+fn create_flags(flags: c_uint, wanted: &libxl_domain_snapshot) -> Result<bool> {
     let (disk_only, live) = (
         LIBXL_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY,
         LIBXL_DOMAIN_SNAPSHOT_CREATE_LIVE,
@@ -107,9 +112,6 @@ fn create_flags(flags: c_uint, wanted: &libxl_domain_snapshot) -> Result<()> {
              and for one that does not run it is not implemented yet",
         );
     }
-    if flags & live != 0 {
-        return missing("LIVE snapshots are not implemented yet");
-    }
     if !wanted.memory_file.is_null() {
         return missing("a memory_file of the caller's choice is not implemented yet");
     }
@@ -118,7 +120,7 @@ fn create_flags(flags: c_uint, wanted: &libxl_domain_snapshot) -> Result<()> {
             "a choice of disks is not implemented yet: all writable ones are in the snapshot",
         );
     }
-    Ok(())
+    Ok(flags & live != 0)
 }
 
 /// `libxl_domain_snapshot_delete`

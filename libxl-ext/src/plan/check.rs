@@ -373,7 +373,7 @@ impl Checker<'_> {
                         self.chains.commit(None, layers, disks)?;
                     }
                     StoreChange::Edit { id, .. } => {
-                        require(self.referred.contains(id), "speaks of an unknown snapshot")?
+                        require(self.referred.contains(id), "speaks of an unknown snapshot")?;
                     }
                     StoreChange::Merging { merge } => self.chains.begin(merge)?,
                     StoreChange::Merged { merge } => {

@@ -18,6 +18,9 @@ pub struct CreateRequest {
     pub name: Option<SnapshotName>,
     /// Words of the user's own.
     pub description: Option<String>,
+    /// Let the guest run while most of its memory is written. (V6:
+    /// `LIBXL_DOMAIN_SNAPSHOT_CREATE_LIVE`.)
+    pub live: bool,
     /// How disks are held of which nothing is said; what is sensible for each, if not said.
     pub kind: Option<DiskKind>,
     /// What is said of single disks.
@@ -64,8 +67,9 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
     .choose(&mut plan.notes)?;
     let layers = chosen.layers;
     let estimate = memory::estimate(live.memory_bytes);
+    let live_save = live_save(domain, live, guest, request.live, &mut plan.notes)?;
     plan.cost = Cost {
-        memory_written: estimate,
+        memory_written: if live_save { 0 } else { estimate },
         room_needed: estimate,
         ..plan.cost
     };
@@ -112,6 +116,7 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
         id,
         guest,
         estimate,
+        live: live_save,
     });
     if !record.disks.is_empty() {
         plan.steps.push(Step::SnapshotDisks {
@@ -139,6 +144,36 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
         Step::Announce,
     ]);
     Ok(plan)
+}
+
+/// Whether the guest can run while its memory is written, if it is to.
+fn live_save(
+    domain: &str,
+    live: &LiveDomain,
+    guest: GuestState,
+    wanted: bool,
+    notes: &mut Vec<String>,
+) -> Result<bool> {
+    if !wanted {
+        return Ok(false);
+    }
+    if live.guest_type == GuestType::Hvm {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("domain '{domain}' is of type HVM"),
+        )
+        .hint("in a live save its device model gives the disks away before they are snapshotted"));
+    }
+    if guest == GuestState::Paused {
+        notes.push("the domain is paused: nothing changes while its memory is written".into());
+        return Ok(false);
+    }
+    notes.push(
+        "the guest runs while its memory is written; what it changes meanwhile is written again, so the \
+         image may become larger"
+            .into(),
+    );
+    Ok(true)
 }
 
 /// The state to which the guest returns, if it is in one from which its memory can be saved.

@@ -204,6 +204,7 @@ impl SetAside<'_> {
             id: safety,
             guest,
             estimate,
+            live: false,
         });
         if !attached.is_empty() {
             plan.steps.push(Step::SnapshotDisks {

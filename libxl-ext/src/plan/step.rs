@@ -56,6 +56,9 @@ pub enum Step {
         guest: GuestState,
         /// Length to expect, in bytes.
         estimate: u64,
+        /// Whether the guest runs while most of it is written.
+        #[serde(default)]
+        live: bool,
     },
     /// Make sure that there are no files of these names: taking back the next step removes them.
     RequireAbsent {

@@ -14,12 +14,19 @@ impl fmt::Display for Step {
                 write!(f, "unpause domain {} so that it can suspend", life.domid)
             }
             Self::Pause { life } => write!(f, "pause domain {}", life.domid),
-            Self::SaveMemory { life, id, .. } => {
-                write!(
-                    f,
-                    "suspend domain {} and write its memory to {id}/memory",
-                    life.domid
-                )
+            Self::SaveMemory { life, id, live, .. } => {
+                let domid = life.domid;
+                if *live {
+                    write!(
+                        f,
+                        "write the memory of domain {domid} to {id}/memory, then suspend it"
+                    )
+                } else {
+                    write!(
+                        f,
+                        "suspend domain {domid} and write its memory to {id}/memory"
+                    )
+                }
             }
             Self::RequireAbsent { images } => {
                 f.write_str("make sure that there is no ")?;

@@ -11,6 +11,7 @@ use crate::plan::Switch;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
+use std::time::Instant;
 
 /// The version of the stream that libxl writes since Xen 4.6.
 const STREAM_VERSION: u32 = 2;
@@ -344,12 +345,22 @@ impl Toolstack for Libxl {
         })
     }
 
-    fn suspend_to(&self, domid: u32, sink: BorrowedFd<'_>, observer: &dyn Observer) -> Result<()> {
+    fn suspend_to(
+        &self,
+        domid: u32,
+        sink: BorrowedFd<'_>,
+        live: bool,
+        observer: &dyn Observer,
+    ) -> Result<Option<Instant>> {
+        let flags = if live { sys::LIBXL_SUSPEND_LIVE } else { 0 };
+        let flags = c_int::try_from(flags).unwrap_or_default();
+        self.logger().take_suspended();
         // SAFETY: the descriptor stays open for the call; a null `ao_how` makes the call wait.
         let rc = self.logger().observed(observer, || unsafe {
-            sys::libxl_domain_suspend(self.ctx, domid, sink.as_raw_fd(), 0, ptr::null())
+            sys::libxl_domain_suspend(self.ctx, domid, sink.as_raw_fd(), flags, ptr::null())
         });
-        self.check(rc, || format!("save the memory of domain {domid}"))
+        self.check(rc, || format!("save the memory of domain {domid}"))?;
+        Ok(self.logger().take_suspended())
     }
 
     fn resume(&self, domid: u32) -> Result<()> {

@@ -40,6 +40,7 @@ use crate::plan::{Merge, Switch};
 use serde_json::Value;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::time::Instant;
 use uuid::Uuid;
 
 /// A domain as the hypervisor sees it.
@@ -90,12 +91,20 @@ pub trait Toolstack {
     /// If libxl fails.
     fn configuration(&self, domid: u32) -> Result<Configuration>;
 
-    /// Suspends the domain and writes libxl's stream of its memory to `sink`, which is left open. On
-    /// success the domain stays suspended; after a failure it may be suspended or not.
+    /// Suspends the domain and writes libxl's stream of its memory to `sink`, which is left open. With `live`
+    /// the guest runs while most of it is written, and what it changes meanwhile is written again. On success
+    /// the domain stays suspended, since the instant that is returned if libxl told; after a failure it may
+    /// be suspended or not.
     ///
     /// # Errors
     /// If the guest does not answer, the sink fails, or libxl fails.
-    fn suspend_to(&self, domid: u32, sink: BorrowedFd<'_>, observer: &dyn Observer) -> Result<()>;
+    fn suspend_to(
+        &self,
+        domid: u32,
+        sink: BorrowedFd<'_>,
+        live: bool,
+        observer: &dyn Observer,
+    ) -> Result<Option<Instant>>;
 
     /// Lets a suspended domain go on.
     ///

@@ -10,6 +10,7 @@ pub(super) fn run(context: &Context, args: &Create) -> Result<()> {
     let request = CreateRequest {
         name: args.name.clone(),
         description: args.description.clone(),
+        live: args.live,
         kind: args.external.then_some(DiskKind::External),
         disks: args.disks.clone(),
     };
@@ -18,8 +19,11 @@ pub(super) fn run(context: &Context, args: &Create) -> Result<()> {
         &Request::Create(request),
         args.output,
         |done| {
+            let pause = done.pause.map_or_else(String::new, |pause| {
+                format!("; the guest stood still for {:.2} s", pause.as_secs_f32())
+            });
             format!(
-                "Domain '{}': snapshot '{}' created\n",
+                "Domain '{}': snapshot '{}' created{pause}\n",
                 done.plan.domain, done.plan.snapshot
             )
         },

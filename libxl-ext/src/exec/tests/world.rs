@@ -22,6 +22,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Instant;
 use uuid::Uuid;
 
 pub(super) const NAME: &str = "g1";
@@ -440,7 +441,13 @@ impl Toolstack for Shared {
         })
     }
 
-    fn suspend_to(&self, domid: u32, sink: BorrowedFd<'_>, _observer: &dyn Observer) -> Result<()> {
+    fn suspend_to(
+        &self,
+        domid: u32,
+        sink: BorrowedFd<'_>,
+        _live: bool,
+        _observer: &dyn Observer,
+    ) -> Result<Option<Instant>> {
         self.call(|world| {
             let domain = world.domain(domid)?;
             assert_eq!(
@@ -455,6 +462,7 @@ impl Toolstack for Shared {
             domain.suspended = true;
             let mut sink = std::fs::File::from(sink.as_fd().try_clone_to_owned().unwrap());
             sink.write_all(domain.memory.as_bytes())
+                .map(|()| None)
                 .map_err(|error| Error::io("sink", error))
         })
     }

@@ -1,4 +1,4 @@
-//! Snapshots for which the guest goes on in layers: raw disks, `--external`, and both kinds mixed.
+//! Snapshots for which the guest goes on in layers: raw disks, `--external`, both kinds mixed; and live ones.
 
 use std::time::Duration;
 
@@ -22,6 +22,10 @@ pub(super) const STEPS: &[Step] = &[
     Step {
         name: "ts-external-deletes-merge-while-the-guest-runs",
         run: deletes_merge,
+    },
+    Step {
+        name: "ts-snapshot-live-lets-the-guest-run",
+        run: live,
     },
 ];
 
@@ -305,5 +309,42 @@ fn deletes_merge(context: &mut Context) -> Result<()> {
     );
     let left = lab.run(&format!("ls {}", guest.dir()))?;
     ensure!(!left.contains("xl-ext-"), "layers are left: {left}");
+    Ok(())
+}
+
+/// With most of its memory written the guest has not been suspended; without --live it has.
+fn live(context: &mut Context) -> Result<()> {
+    context.needs_product()?;
+    let lab = context.lab();
+    let guest = Guest::create(lab, &GuestSpec::pv("live").disks(&[32, 32]))?;
+    let product = Product::of(lab, &guest);
+    for (mode, still) in [("", true), ("--live", false)] {
+        let state = State::set(&guest, "before")?;
+        // The letter s in its state is that of a domain that shut down, which a suspended one did.
+        let seen = lab.run(&format!(
+            "{} & pid=$!; while ! {{ {}; }}; do kill -0 $pid || exit 3; done; \
+             xl list {} | tail -n 1; wait $pid",
+            product.command(&format!("snapshot-create -n taken {mode} {{}}")),
+            product.memory_beyond(40),
+            guest.name()
+        ))?;
+        println!("      {mode}: {}", seen.replace('\n', "; "));
+        let line = seen
+            .lines()
+            .find(|line| line.starts_with(guest.name()))
+            .context("xl list did not show the guest")?;
+        let flags = line.split_ascii_whitespace().nth(4).unwrap_or_default();
+        assert_eq!(flags.contains('s'), still, "{mode}: {line}");
+        ensure!(seen.contains("the guest stood still for"), "{seen}");
+        assert_eq!(
+            State::read(&guest)?,
+            state,
+            "the snapshot disturbed the guest"
+        );
+        State::change(&guest, "later")?;
+        product.run("snapshot-revert {} taken")?;
+        assert_eq!(State::read(&guest)?, state, "{mode}: after the revert");
+        product.run("snapshot-delete {} taken")?;
+    }
     Ok(())
 }
