@@ -20,5 +20,6 @@ pub mod store;
 // A union of which one value has a member matches all others at once.
 #[allow(clippy::match_wildcard_for_single_variants)]
 pub mod types;
+pub mod verify;
 
 pub use error::{Error, ErrorKind, Result};

@@ -15,6 +15,7 @@ use crate::plan::{self, Fresh, Plan, Request};
 use crate::port::Ports;
 use crate::store::{DEFAULT_ROOT, DomainLock, LockWait, Store};
 use crate::types::DomainSnapshot;
+use crate::verify::{Finding, verify};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -137,6 +138,31 @@ impl Host {
         let target = resolve(&self.ports, &self.store, domain, self.naming)?;
         self.recover(&target, observer)?;
         target.store.load()
+    }
+
+    /// Looks whether snapshots are what they were: memory images by checksum, disks by what they are known by,
+    /// layers by what they stand on. Without a `name` all of them, and the disks themselves. Nothing is
+    /// changed, but that recovery goes first.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSuchSnapshot`], [`ErrorKind::Locked`], or what the store and the ports report. What is
+    /// found is no error.
+    pub fn verify(
+        &self,
+        domain: &str,
+        name: Option<&str>,
+        observer: &dyn Observer,
+    ) -> Result<Vec<Finding>> {
+        let named = resolve(&self.ports, &self.store, domain, self.naming)?;
+        // What is being changed is not as it was.
+        let lock = named.store.lock(LockWait::No)?;
+        self.recover_locked(&named, &lock, observer)?;
+        let target = named.look_again(&self.ports)?;
+        let inventory = observe(&self.ports, &target)?;
+        if let Some(name) = name {
+            inventory.record.find(name)?;
+        }
+        Ok(verify(&inventory, &target.store, name, observer))
     }
 
     /// Copies a snapshot's memory image to a new file that stock `xl restore` takes.

@@ -41,6 +41,8 @@ pub(crate) enum Command {
     SnapshotRevert(Revert),
     /// Delete a snapshot, with or without those below it.
     SnapshotDelete(Delete),
+    /// Look whether snapshots are what they were when they were taken.
+    SnapshotVerify(Verify),
     /// Give a snapshot another name.
     SnapshotRename(Rename),
     /// Give a snapshot another description.
@@ -152,6 +154,17 @@ impl Delete {
             _ => DeleteScope::Only,
         }
     }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The domain.
+    pub(crate) domain: String,
+    /// The snapshot [default: all of them, and the disks].
+    pub(crate) name: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -7,6 +7,7 @@ mod export_memory;
 mod info;
 mod list;
 mod revert;
+mod verify;
 
 use crate::args::{Arguments, Command, Output};
 use crate::render;
@@ -35,6 +36,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Command::SnapshotInfo(args) => info::run(&context, args),
         Command::SnapshotRevert(args) => revert::run(&context, args),
         Command::SnapshotDelete(args) => delete::run(&context, args),
+        Command::SnapshotVerify(args) => verify::run(&context, args),
         Command::SnapshotRename(args) => edit::rename(&context, args),
         Command::SnapshotDescribe(args) => edit::describe(&context, args),
         Command::SnapshotExportMemory(args) => export_memory::run(&context, args),

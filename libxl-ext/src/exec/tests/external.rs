@@ -2,9 +2,12 @@
 
 use super::delete::delete;
 use super::{Case, create_as, prepared_as, revert, running, survives_two_kills};
-use crate::exec::tests::world::Shared;
+use crate::event::Unobserved;
+use crate::exec::tests::world::{Image, NAME, Shared};
 use crate::model::disk::DiskKind::{self, External, Internal};
 use crate::plan::DeleteScope;
+use crate::store::Store;
+use std::path::Path;
 
 const EXTERNAL: Option<DiskKind> = Some(External);
 
@@ -153,5 +156,52 @@ fn when_the_last_snapshot_is_deleted_the_base_is_the_disk_again() {
                 assert_eq!(world.content(path), "disk 2", "{order:?}, {off_after}");
             }
         }
+    }
+}
+
+/// What somebody did behind our back is found, and nothing else is.
+#[test]
+fn verify_finds_what_is_not_as_it_was() {
+    for prepare in PREPARATIONS {
+        let (root, shared) = prepare();
+        let host = shared.host(root.path());
+        let found = || host.verify(NAME, None, &Unobserved).unwrap();
+        assert_eq!(found(), []);
+        let store = Store::new(root.path()).domain(NAME);
+        let record = store.load().unwrap();
+        let external = record
+            .proofs()
+            .find(|proof| proof.kind == External)
+            .map(|proof| proof.target.image.clone())
+            .unwrap();
+        let edit = |path: &Path, change: &dyn Fn(&mut Image)| {
+            change(shared.0.borrow_mut().images.get_mut(path).unwrap());
+        };
+        edit(&external, &|image| image.written += 1);
+        let [finding] = &found()[..] else {
+            panic!("{:?}", found())
+        };
+        assert!(
+            finding.what.ends_with("was written to since"),
+            "{finding:?}"
+        );
+        edit(&external, &|image| image.written -= 1);
+
+        shared.0.borrow_mut().domains.clear();
+        let layer = record.layers.last().unwrap().image.clone();
+        edit(&layer, &|image| image.backing = Some("/etc/shadow".into()));
+        let named = |what: &str| found().iter().any(|finding| finding.what.contains(what));
+        assert!(named("stands on /etc/shadow and not on /images/"));
+        shared.0.borrow_mut().images.remove(&*layer);
+        assert!(named("is missing"));
+
+        let memory = store.memory_path(record.find("two").unwrap().id);
+        let mut bytes = std::fs::read(&memory).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&memory, bytes).unwrap();
+        assert!(named("checksum"));
+        let of_one = host.verify(NAME, Some("one"), &Unobserved).unwrap();
+        assert!(of_one.iter().all(|found| !found.what.contains("checksum")));
+        assert!(host.verify(NAME, Some("none"), &Unobserved).is_err());
     }
 }

@@ -169,6 +169,7 @@ fn used_by_everybody(context: &mut Context) -> Result<()> {
     product.run("snapshot-revert {} first")?;
     assert_eq!(State::read(&guest)?, before, "after the second revert");
     assert_eq!(base_times(lab, &guest)?, times, "a base was written to");
+    product.run("snapshot-verify {}")?;
     started_as_xl(lab, &guest, &product)?;
     assert_eq!(base_times(lab, &guest)?, times, "a base was written to");
     Ok(())

@@ -167,7 +167,15 @@ fn damaged_memory(context: &mut Context) -> Result<()> {
         "f=$(find {} -name memory); printf X | dd of=$f bs=1 seek=70000000 conv=notrunc status=none",
         product.store_dir()
     );
+    product.run("snapshot-verify {}")?;
     lab.run(&flip)?;
+    let found = product.try_run("snapshot-verify {}")?;
+    assert_eq!(found.status, 1);
+    ensure!(
+        found.stdout.contains("checksum does not match"),
+        "{}",
+        found.stdout
+    );
     product.refuses("snapshot-revert {} s", &["checksum", "are as they were"])?;
     assert_eq!((guest.life_id()?, guest.domid()?), (life, domid));
     guest.wait_counter_beyond(guest.counter()?)?;
