@@ -3,6 +3,7 @@
 
 mod engine;
 mod journal;
+mod open_twice;
 mod perform;
 mod recover;
 #[cfg(test)]

@@ -451,13 +451,10 @@ impl Performer<'_> {
 
     fn delete_tags(&self, id: SnapshotId, disks: &[DiskTarget]) -> Result<()> {
         let tag = id.tag();
-        let view = self.find_by_name()?;
-        let nodes = view.map(|view| self.ports.block.nodes(view.life));
+        let live = self.changeable_nodes(disks)?;
         for disk in disks {
-            match (view, &nodes) {
-                (Some(view), Some(Ok(nodes)))
-                    if nodes.iter().any(|node| node.image == disk.image) =>
-                {
+            match &live {
+                Some((view, Some(nodes))) if nodes.iter().any(|node| node.image == disk.image) => {
                     self.ports.block.delete_snapshot(view.life, &tag, disk)?;
                 }
                 _ => self.ports.images.delete_snapshot(disk, &tag)?,
@@ -479,7 +476,7 @@ impl Performer<'_> {
         Ok(())
     }
 
-    fn find_by_name(&self) -> Result<Option<DomainView>> {
+    pub(super) fn find_by_name(&self) -> Result<Option<DomainView>> {
         match self.ports.toolstack.domid_of(&self.plan.domain)? {
             Some(domid) => self.ports.hypervisor.look(domid),
             None => Ok(None),

@@ -4,7 +4,7 @@ use super::{Cost, Fresh, Operation, Plan, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory;
 use crate::model::disk::{DeviceDisk, DiskTarget, ImageFormat};
-use crate::model::domain::{DomainState, GuestState, GuestType};
+use crate::model::domain::{DomainState, GuestState};
 use crate::model::name::SnapshotName;
 use crate::model::record::{DiskProof, RecordState, SnapshotRecord};
 use crate::observe::{Inventory, LiveDomain};
@@ -46,7 +46,6 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
         .hint("only a running domain can be snapshotted so far")
     })?;
     let guest = guest_state(domain, live)?;
-    require_pv(domain, live)?;
 
     let mut plan = Plan::new(inventory, Operation::SnapshotCreate, fresh, name.as_str());
     let (disks, snapshots) = choose_disks(inventory, live, &name, &mut plan.notes)?;
@@ -126,17 +125,6 @@ pub(super) fn guest_state(domain: &str, live: &LiveDomain) -> Result<GuestState>
         )
         .hint("only a running or paused domain can save its memory")),
     }
-}
-
-pub(super) fn require_pv(domain: &str, live: &LiveDomain) -> Result<()> {
-    if live.guest_type == GuestType::Pv {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::Unsupported,
-        format!("domain '{domain}' is of type {}", live.guest_type),
-    )
-    .hint("only PV guests can be snapshotted so far"))
 }
 
 pub(super) fn require_room(inventory: &Inventory, bytes: u64) -> Result<()> {

@@ -139,6 +139,15 @@ pub struct BlockNode {
     pub facts: ImageFacts,
 }
 
+/// Whether QEMU has an image open by more than one node. An HVM guest's QEMU opens each of the first four disks twice,
+/// for an emulated disk and for the PV one, until the guest's PV drivers have the emulated ones unplugged. What one
+/// node changes, the other does not notice.
+pub fn is_open_twice(nodes: &[BlockNode], image: &Path) -> bool {
+    let of_image =
+        |node: &&BlockNode| node.driver == ImageFormat::Qcow2.driver() && &*node.image == image;
+    nodes.iter().filter(of_image).count() > 1
+}
+
 /// The block layer of a domain's own QEMU.
 pub trait BlockLayer {
     /// Every image that the domain's QEMU has open.
@@ -147,13 +156,15 @@ pub trait BlockLayer {
     /// If QEMU cannot be reached or answers with an error.
     fn nodes(&self, life: DomainLife) -> Result<Vec<BlockNode>>;
 
-    /// Makes an internal snapshot of all the disks in one transaction: all of them or none.
+    /// Makes an internal snapshot of all the disks in one transaction: all of them or none. The guest must
+    /// stand still.
     ///
     /// # Errors
     /// If QEMU refuses; no disk has the snapshot then.
     fn snapshot(&self, life: DomainLife, tag: &str, disks: &[DiskTarget]) -> Result<()>;
 
-    /// Deletes an internal snapshot of one disk; its absence is no error.
+    /// Deletes an internal snapshot of one disk; its absence is no error. If the image is open twice, the guest
+    /// must stand still.
     ///
     /// # Errors
     /// If QEMU refuses.

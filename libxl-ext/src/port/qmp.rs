@@ -4,7 +4,7 @@
 
 use super::qemu_img::SnapshotInfo;
 use super::qmp_wire::{Command, Monitor};
-use super::{BlockLayer, BlockNode};
+use super::{BlockLayer, BlockNode, is_open_twice};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::{DiskTarget, ImageFacts};
 use crate::model::domain::DomainLife;
@@ -83,6 +83,46 @@ impl Command for BlockdevSnapshotDeleteInternalSync<'_> {
     type Answer = Value;
 }
 
+#[derive(Serialize)]
+struct QueryStatus {}
+
+impl Command for QueryStatus {
+    const NAME: &'static str = "query-status";
+    type Answer = RunState;
+}
+
+#[derive(Deserialize)]
+struct RunState {
+    running: bool,
+}
+
+#[derive(Serialize)]
+struct Stop {}
+
+impl Command for Stop {
+    const NAME: &'static str = "stop";
+    type Answer = Value;
+}
+
+#[derive(Serialize)]
+struct Cont {}
+
+impl Command for Cont {
+    const NAME: &'static str = "cont";
+    type Answer = Value;
+}
+
+#[derive(Serialize)]
+struct XenSaveDevicesState<'a> {
+    filename: &'a str,
+    live: bool,
+}
+
+impl Command for XenSaveDevicesState<'_> {
+    const NAME: &'static str = "xen-save-devices-state";
+    type Answer = Value;
+}
+
 /// A monitor with libxl's lock around it.
 struct Locked {
     monitor: Monitor,
@@ -114,6 +154,44 @@ impl Locked {
             })
             .collect())
     }
+
+    /// Changes images through the nodes that [`node_of`] gives. Where an image is open by two nodes, neither has
+    /// anything in memory that the other has not read, before and after.
+    fn change<C: Command>(
+        &mut self,
+        nodes: &[BlockNode],
+        disks: &[DiskTarget],
+        how: &C,
+    ) -> Result<()> {
+        let is_shared = disks.iter().any(|disk| is_open_twice(nodes, &disk.image));
+        if is_shared {
+            self.read_anew()?;
+        }
+        self.monitor.run(how)?;
+        if is_shared {
+            self.read_anew()?;
+        }
+        Ok(())
+    }
+
+    /// Lets QEMU write what it holds back and read every image anew. The saving of the devices' state ends so
+    /// when it is `live`: the images are given up for the other side of a migration to take, until `cont`.
+    fn read_anew(&mut self) -> Result<()> {
+        let was_running = self.monitor.run(&QueryStatus {})?.running;
+        // An attempt that was killed may have left them given up, and QEMU dies if it is to do that again.
+        self.monitor.run(&Cont {})?;
+        self.monitor.run(&Stop {})?;
+        let save = XenSaveDevicesState {
+            filename: "/dev/null",
+            live: true,
+        };
+        let given_up = self.monitor.run(&save);
+        self.monitor.run(&Cont {})?;
+        if !was_running {
+            self.monitor.run(&Stop {})?;
+        }
+        given_up.map(drop)
+    }
 }
 
 impl BlockLayer for QemuMonitors {
@@ -131,25 +209,27 @@ impl BlockLayer for QemuMonitors {
                 Ok(Action::BlockdevSnapshotInternalSync { device, name: tag })
             })
             .collect::<Result<_>>()?;
-        qemu.monitor.run(&Transaction { actions }).map(drop)
+        qemu.change(&nodes, disks, &Transaction { actions })
     }
 
     fn delete_snapshot(&self, life: DomainLife, tag: &str, disk: &DiskTarget) -> Result<()> {
         let mut qemu = Locked::connect(life)?;
         let nodes = qemu.nodes()?;
         let node = node_of(&nodes, disk)?;
-        if node.facts.snapshot(tag).is_none() {
+        let mut held = nodes.iter().filter(|node| node.image == disk.image);
+        if held.all(|node| node.facts.snapshot(tag).is_none()) {
             return Ok(());
         }
         let command = BlockdevSnapshotDeleteInternalSync {
             device: &node.node_name,
             name: tag,
         };
-        qemu.monitor.run(&command).map(drop)
+        qemu.change(&nodes, std::slice::from_ref(disk), &command)
     }
 }
 
-/// The node of a disk, found by its image: node names are QEMU's, the image is in our records.
+/// The node of a disk, found by its image: node names are QEMU's, the image is in our records. Where there are two,
+/// either will do: see [`Locked::change`].
 fn node_of<'a>(nodes: &'a [BlockNode], disk: &DiskTarget) -> Result<&'a BlockNode> {
     nodes
         .iter()

@@ -37,6 +37,7 @@ pub struct GuestSpec {
     name: String,
     kind: Kind,
     memory: u32,
+    vcpus: u32,
     disks: Vec<u32>,
     other_disks: Vec<String>,
     lines: Vec<String>,
@@ -49,6 +50,7 @@ impl GuestSpec {
             name: name.to_owned(),
             kind: Kind::Pv,
             memory: 96,
+            vcpus: 1,
             disks: vec![],
             other_disks: vec![],
             lines: vec![],
@@ -69,6 +71,13 @@ impl GuestSpec {
     #[must_use]
     pub fn memory(mut self, mib: u32) -> Self {
         self.memory = mib;
+        self
+    }
+
+    /// With so many virtual CPUs.
+    #[must_use]
+    pub fn vcpus(mut self, count: u32) -> Self {
+        self.vcpus = count;
         self
     }
 
@@ -126,8 +135,9 @@ impl GuestSpec {
         let _ = writeln!(
             text,
             "type=\"{kind}\"\nkernel=\"/root/guest/{kernel}\"\nramdisk=\"/root/guest/initrd\"\n\
-             extra=\"console={console} panic=1\"\nmemory={}\nvcpus=1\ndisk=[{}]",
+             extra=\"console={console} panic=1\"\nmemory={}\nvcpus={}\ndisk=[{}]",
             self.memory,
+            self.vcpus,
             disks.join(",")
         );
         if self.kind != Kind::Pv {

@@ -95,3 +95,27 @@ fn a_snapshot_that_is_taken_during_an_unfinished_deletion_stays() {
     assert_eq!(names(&host), ["four"]);
     assert_whole(&shared, root.path(), "finished");
 }
+
+/// An HVM guest that boots writes to its emulated disks, which QEMU has open beside the PV ones.
+#[test]
+fn images_that_are_open_twice_are_changed_only_while_the_guest_stands_still() {
+    let (root, shared) = prepared();
+    let host = shared.host(root.path());
+    let the_domain = |change: &dyn Fn(&mut world::Domain)| {
+        let mut world = shared.0.borrow_mut();
+        world.domains.values_mut().for_each(change);
+    };
+    the_domain(&|domain| domain.emulated = true);
+    create(&host, "three").unwrap();
+    let error = delete(&host, "three", DeleteScope::Only).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DomainState);
+    let report = error.report();
+    assert!(report.contains("open twice for xvda"), "{report}");
+    assert!(report.contains("or pause the domain"), "{report}");
+    the_domain(&|domain| domain.pauses = 1);
+    delete(&host, "three", DeleteScope::Only).unwrap();
+    assert_whole(&shared, root.path(), "paused");
+    the_domain(&|domain| (domain.pauses, domain.emulated) = (0, false));
+    delete(&host, "two", DeleteScope::Only).unwrap();
+    assert_whole(&shared, root.path(), "unplugged");
+}

@@ -58,6 +58,8 @@ pub(super) struct Domain {
     pub(super) memory: String,
     /// The disks that it has.
     pub(super) images: Vec<PathBuf>,
+    /// Whether its QEMU has them open twice.
+    pub(super) emulated: bool,
 }
 
 impl Domain {
@@ -123,6 +125,7 @@ impl Shared {
             pauses: 0,
             memory: "memory 0".into(),
             images: IMAGES.map(PathBuf::from).into(),
+            emulated: false,
         };
         let image = Image {
             content: "disk 0".into(),
@@ -427,7 +430,12 @@ impl BlockLayer for Shared {
             if paths.is_empty() {
                 return Err(impossible("there is no QEMU"));
             }
-            let nodes = paths.iter().map(|path| {
+            let times = if world.domain(life.domid)?.emulated {
+                2
+            } else {
+                1
+            };
+            let nodes = paths.iter().cycle().take(paths.len() * times).map(|path| {
                 Ok(BlockNode {
                     node_name: path.display().to_string(),
                     driver: "qcow2".into(),
@@ -455,6 +463,11 @@ impl BlockLayer for Shared {
 
     fn delete_snapshot(&self, life: DomainLife, tag: &str, disk: &DiskTarget) -> Result<()> {
         self.call(|world| {
+            let domain = world.domain(life.domid)?;
+            assert!(
+                !domain.emulated || domain.state() != DomainState::Running,
+                "an image that the guest may write to by two nodes is changed"
+            );
             let image = world.open_image(life.domid, &disk.image)?;
             image.snapshots.remove(tag);
             Ok(())
@@ -538,6 +551,7 @@ impl Restorer for Shared {
                 pauses: 1,
                 memory: String::from_utf8(bytes[end + 1..].to_vec()).unwrap(),
                 images: paths.map(PathBuf::from).collect(),
+                emulated: false,
             });
             Ok(())
         })

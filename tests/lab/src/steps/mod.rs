@@ -1,6 +1,7 @@
 //! The steps, one file per feature. `tests/lab/README.md` tells how to add one.
 
 mod capi;
+mod guest_types;
 mod guests;
 mod power;
 mod save;
@@ -25,6 +26,7 @@ pub fn all() -> impl Iterator<Item = &'static Step> {
         snapshot_force::STEPS,
         snapshot_refused::STEPS,
         snapshot_faults::STEPS,
+        guest_types::STEPS,
         capi::STEPS,
         snapshot_power::STEPS,
         power::STEPS,

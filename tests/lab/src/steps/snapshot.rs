@@ -42,7 +42,7 @@ pub(super) const STEPS: &[Step] = &[
 pub(super) const DISKS: [&str; 2] = ["xvda", "xvdb"];
 
 /// What a guest holds in memory and on its disks, as a test can compare it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct State {
     life: String,
     word: String,
@@ -285,7 +285,7 @@ fn guest_reboots_afterwards(context: &mut Context) -> Result<()> {
 }
 
 /// Lets the guest reboot, and waits until xl has started it again.
-fn reboot(guest: &Guest<'_>) -> Result<()> {
+pub(super) fn reboot(guest: &Guest<'_>) -> Result<()> {
     let domid = guest.domid()?;
     guest.ask("reboot")?;
     let end = Instant::now() + Duration::from_secs(90);
