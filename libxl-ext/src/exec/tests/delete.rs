@@ -105,7 +105,7 @@ fn images_that_are_open_twice_are_changed_only_while_the_guest_stands_still() {
         let mut world = shared.0.borrow_mut();
         world.domains.values_mut().for_each(change);
     };
-    the_domain(&|domain| domain.emulated = true);
+    the_domain(&|domain| domain.openings = 2);
     create(&host, "three").unwrap();
     let error = delete(&host, "three", DeleteScope::Only).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::DomainState);
@@ -115,7 +115,7 @@ fn images_that_are_open_twice_are_changed_only_while_the_guest_stands_still() {
     the_domain(&|domain| domain.pauses = 1);
     delete(&host, "three", DeleteScope::Only).unwrap();
     assert_whole(&shared, root.path(), "paused");
-    the_domain(&|domain| (domain.pauses, domain.emulated) = (0, false));
+    the_domain(&|domain| (domain.pauses, domain.openings) = (0, 1));
     delete(&host, "two", DeleteScope::Only).unwrap();
     assert_whole(&shared, root.path(), "unplugged");
 }

@@ -58,8 +58,8 @@ pub(super) struct Domain {
     pub(super) memory: String,
     /// The disks that it has.
     pub(super) images: Vec<PathBuf>,
-    /// Whether its QEMU has them open twice.
-    pub(super) emulated: bool,
+    /// How often its QEMU has each of them open.
+    pub(super) openings: usize,
 }
 
 impl Domain {
@@ -125,7 +125,7 @@ impl Shared {
             pauses: 0,
             memory: "memory 0".into(),
             images: IMAGES.map(PathBuf::from).into(),
-            emulated: false,
+            openings: 1,
         };
         let image = Image {
             content: "disk 0".into(),
@@ -430,11 +430,7 @@ impl BlockLayer for Shared {
             if paths.is_empty() {
                 return Err(impossible("there is no QEMU"));
             }
-            let times = if world.domain(life.domid)?.emulated {
-                2
-            } else {
-                1
-            };
+            let times = world.domain(life.domid)?.openings;
             let nodes = paths.iter().cycle().take(paths.len() * times).map(|path| {
                 Ok(BlockNode {
                     node_name: path.display().to_string(),
@@ -465,7 +461,7 @@ impl BlockLayer for Shared {
         self.call(|world| {
             let domain = world.domain(life.domid)?;
             assert!(
-                !domain.emulated || domain.state() != DomainState::Running,
+                domain.openings == 1 || domain.state() != DomainState::Running,
                 "an image that the guest may write to by two nodes is changed"
             );
             let image = world.open_image(life.domid, &disk.image)?;
@@ -551,7 +547,7 @@ impl Restorer for Shared {
                 pauses: 1,
                 memory: String::from_utf8(bytes[end + 1..].to_vec()).unwrap(),
                 images: paths.map(PathBuf::from).collect(),
-                emulated: false,
+                openings: 1,
             });
             Ok(())
         })
