@@ -70,6 +70,7 @@ impl Performer<'_> {
                 Ok(())
             }
             Step::SnapshotDisks { life, id, disks } => {
+                self.refuse_if_open_twice(*life, disks)?;
                 self.ports.block.snapshot(*life, &id.tag(), disks)?;
                 self.read_stamps(*life, *id, disks, measured)
             }

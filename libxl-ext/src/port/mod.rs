@@ -156,8 +156,8 @@ pub trait BlockLayer {
     /// If QEMU cannot be reached or answers with an error.
     fn nodes(&self, life: DomainLife) -> Result<Vec<BlockNode>>;
 
-    /// Makes an internal snapshot of all the disks in one transaction: all of them or none. The guest must
-    /// stand still.
+    /// Makes an internal snapshot of all the disks in one transaction: all of them or none. Each image
+    /// must be open once.
     ///
     /// # Errors
     /// If QEMU refuses; no disk has the snapshot then.

@@ -155,25 +155,6 @@ impl Locked {
             .collect())
     }
 
-    /// Changes images through the nodes that [`node_of`] gives. Where an image is open by two nodes, neither has
-    /// anything in memory that the other has not read, before and after.
-    fn change<C: Command>(
-        &mut self,
-        nodes: &[BlockNode],
-        disks: &[DiskTarget],
-        how: &C,
-    ) -> Result<()> {
-        let is_shared = disks.iter().any(|disk| is_open_twice(nodes, &disk.image));
-        if is_shared {
-            self.read_anew()?;
-        }
-        self.monitor.run(how)?;
-        if is_shared {
-            self.read_anew()?;
-        }
-        Ok(())
-    }
-
     /// Lets QEMU write what it holds back and read every image anew. The saving of the devices' state ends so
     /// when it is `live`: the images are given up for the other side of a migration to take, until `cont`.
     fn read_anew(&mut self) -> Result<()> {
@@ -209,7 +190,7 @@ impl BlockLayer for QemuMonitors {
                 Ok(Action::BlockdevSnapshotInternalSync { device, name: tag })
             })
             .collect::<Result<_>>()?;
-        qemu.change(&nodes, disks, &Transaction { actions })
+        qemu.monitor.run(&Transaction { actions }).map(drop)
     }
 
     fn delete_snapshot(&self, life: DomainLife, tag: &str, disk: &DiskTarget) -> Result<()> {
@@ -224,12 +205,18 @@ impl BlockLayer for QemuMonitors {
             device: &node.node_name,
             name: tag,
         };
-        qemu.change(&nodes, std::slice::from_ref(disk), &command)
+        if !is_open_twice(&nodes, &disk.image) {
+            return qemu.monitor.run(&command).map(drop);
+        }
+        // Afterwards too: the node that did not delete it has to learn what is free now.
+        qemu.read_anew()?;
+        qemu.monitor.run(&command)?;
+        qemu.read_anew()
     }
 }
 
 /// The node of a disk, found by its image: node names are QEMU's, the image is in our records. Where there are two,
-/// either will do: see [`Locked::change`].
+/// they have read the same when one is used: see [`Locked::read_anew`].
 fn node_of<'a>(nodes: &'a [BlockNode], disk: &DiskTarget) -> Result<&'a BlockNode> {
     nodes
         .iter()

@@ -447,6 +447,7 @@ impl BlockLayer for Shared {
         self.call(|world| {
             world.clock += 1;
             let clock = world.clock;
+            assert_eq!(world.domain(life.domid)?.openings, 1, "open twice");
             for disk in disks {
                 let image = world.open_image(life.domid, &disk.image)?;
                 image

@@ -91,6 +91,7 @@ fn hvm(context: &mut Context) -> Result<()> {
     end(lab, &guest, &product)
 }
 
+/// Before its kernel runs, its QEMU has each image open twice.
 fn hvm_paused(context: &mut Context) -> Result<()> {
     context.needs_product()?;
     let lab = context.lab();
@@ -98,8 +99,18 @@ fn hvm_paused(context: &mut Context) -> Result<()> {
         .kind(Kind::Hvm)
         .vcpus(2)
         .disks(&[32, 32]);
-    let guest = Guest::create(lab, &spec)?;
+    spec.prepare(lab)?;
+    lab.run(&format!("xl create -p {}", spec.config_path()))?;
+    let guest = Guest::attach(lab, "hvm2");
     let product = Product::of(lab, &guest);
+    product.refuses(
+        "snapshot-create -n early {}",
+        &["open twice for xvda", "PV drivers", "are as they were"],
+    )?;
+    product.ensure_nothing_left(&guest, &DISKS)?;
+    ensure!(is_paused(lab, &guest)?, "it runs after the refusal");
+    lab.run(&format!("xl unpause {}", guest.name()))?;
+    guest.wait_ready()?;
     paused_stays_paused(lab, &guest, &product)?;
     end(lab, &guest, &product)
 }
