@@ -51,11 +51,10 @@ pub struct LiveDomain {
 }
 
 impl LiveDomain {
-    /// Whether it has a QEMU for its disks.
+    /// Whether it has a QEMU, for its disks or as its device model.
     pub fn has_qemu(&self) -> bool {
-        self.disks
-            .iter()
-            .any(|disk| disk.backend.as_deref() == Some("qdisk"))
+        let is_qdisk = |disk: &DeviceDisk| disk.backend.as_deref() == Some("qdisk");
+        self.guest_type == GuestType::Hvm || self.disks.iter().any(is_qdisk)
     }
 }
 

@@ -151,6 +151,11 @@ impl Performer<'_> {
         layers: &[Layer],
         measured: &mut Measured,
     ) -> Result<()> {
+        let below = layers.iter().filter_map(Layer::below);
+        self.refuse_if_open_twice(
+            life,
+            &disks.iter().cloned().chain(below).collect::<Vec<_>>(),
+        )?;
         self.ports.block.snapshot(life, &id.tag(), disks, layers)?;
         self.read_stamps(life, id, disks, measured)?;
         self.read_last_writes(layers, measured)
@@ -283,13 +288,10 @@ impl Performer<'_> {
 
     pub(super) fn delete_tags(&self, id: SnapshotId, disks: &[DiskTarget]) -> Result<()> {
         let tag = id.tag();
-        let view = self.find_by_name()?;
-        let nodes = view.map(|view| self.ports.block.nodes(view.life));
+        let live = self.changeable_nodes(disks)?;
         for disk in disks {
-            match (view, &nodes) {
-                (Some(view), Some(Ok(nodes)))
-                    if nodes.iter().any(|node| node.image == disk.image) =>
-                {
+            match &live {
+                Some((view, Some(nodes))) if nodes.iter().any(|node| node.image == disk.image) => {
                     self.ports.block.delete_snapshot(view.life, &tag, disk)?;
                 }
                 _ => self.ports.images.delete_snapshot(disk, &tag)?,

@@ -4,6 +4,7 @@
 mod disks;
 mod engine;
 mod journal;
+mod open_twice;
 mod perform;
 mod recover;
 #[cfg(test)]

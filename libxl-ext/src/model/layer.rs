@@ -54,6 +54,17 @@ impl Layer {
     }
 }
 
+impl Layer {
+    /// The disk that the layer stands on.
+    pub fn below(&self) -> Option<DiskTarget> {
+        self.backing.as_ref().map(|backing| DiskTarget {
+            vdev: self.vdev.clone(),
+            image: backing.image.clone(),
+            format: backing.format,
+        })
+    }
+}
+
 impl From<&DiskTarget> for Backing {
     fn from(target: &DiskTarget) -> Self {
         Self {

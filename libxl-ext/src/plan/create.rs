@@ -53,7 +53,6 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
         .hint("only a running domain can be snapshotted so far")
     })?;
     let guest = guest_state(domain, live)?;
-    require_pv(domain, live)?;
 
     let mut plan = Plan::new(inventory, Operation::SnapshotCreate, fresh, name.as_str());
     let chosen = Choice {
@@ -187,17 +186,6 @@ pub(super) fn guest_state(domain: &str, live: &LiveDomain) -> Result<GuestState>
         )
         .hint("only a running or paused domain can save its memory")),
     }
-}
-
-pub(super) fn require_pv(domain: &str, live: &LiveDomain) -> Result<()> {
-    if live.guest_type == GuestType::Pv {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::Unsupported,
-        format!("domain '{domain}' is of type {}", live.guest_type),
-    )
-    .hint("only PV guests can be snapshotted so far"))
 }
 
 pub(super) fn require_room(inventory: &Inventory, bytes: u64) -> Result<()> {

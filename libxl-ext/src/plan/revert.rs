@@ -4,7 +4,7 @@
 //! there. Until then every failure leads back to it. Only where the user gave the present state up, and it
 //! cannot be saved, the memory is not; the disks are, once the domain is gone.
 
-use super::create::{guest_state, require_pv, require_room};
+use super::create::{guest_state, require_room};
 use super::ways_back::{WaysBack, same_base};
 use super::{Cost, Fresh, Memory, Operation, Plan, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
@@ -173,7 +173,7 @@ impl SetAside<'_> {
             return Ok(Memory::Ended);
         }
         let estimate = memory::estimate(live.memory_bytes);
-        let guest = match savable(inventory, live, estimate, force) {
+        let guest = match savable(inventory, live, estimate) {
             Ok(guest) => guest,
             Err(why) if force => {
                 plan.notes.push(format!(
@@ -225,18 +225,9 @@ impl SetAside<'_> {
 }
 
 /// How the guest is, if its memory can be saved.
-fn savable(
-    inventory: &Inventory,
-    live: &LiveDomain,
-    estimate: u64,
-    force: bool,
-) -> Result<GuestState> {
+fn savable(inventory: &Inventory, live: &LiveDomain, estimate: u64) -> Result<GuestState> {
     let guest = guest_state(&inventory.domain, live)
         .map_err(|error| error.hint("--force reverts without saving the present state"))?;
-    // Without force it is tried: what fails then is taken back.
-    if force {
-        require_pv(&inventory.domain, live)?;
-    }
     require_room(inventory, estimate).map_err(|error| {
         error.hint("free some room, or revert without saving the present state by --force")
     })?;

@@ -162,6 +162,16 @@ pub struct BlockNode {
     pub facts: ImageFacts,
 }
 
+/// Whether QEMU has an image open by more than one node. An HVM guest's QEMU opens each of the first four disks twice,
+/// for an emulated disk and for the PV one, until the guest's PV drivers have the emulated ones unplugged. What one
+/// node changes, the other does not notice.
+pub fn is_open_twice(nodes: &[BlockNode], image: &Path) -> bool {
+    // Beside each of them there is one for the file itself.
+    let of_image =
+        |node: &&BlockNode| ImageFormat::of(&node.driver).is_some() && &*node.image == image;
+    nodes.iter().filter(of_image).count() > 1
+}
+
 /// The block layer of a domain's own QEMU.
 pub trait BlockLayer {
     /// Every image that the domain's QEMU has open.
@@ -171,7 +181,8 @@ pub trait BlockLayer {
     fn nodes(&self, life: DomainLife) -> Result<Vec<BlockNode>>;
 
     /// In one transaction, all or nothing: makes an internal snapshot of `disks`, and puts `layers`, which are
-    /// there and empty, on top of the images below them.
+    /// there and empty, on top of the images below them. Each image must be open
+    /// once.
     ///
     /// # Errors
     /// If QEMU refuses; nothing has changed then.
@@ -198,7 +209,8 @@ pub trait BlockLayer {
     /// If QEMU refuses, or the job fails; the chain is as before then.
     fn merge(&self, life: DomainLife, merge: &Merge) -> Result<()>;
 
-    /// Deletes an internal snapshot of one disk; its absence is no error.
+    /// Deletes an internal snapshot of one disk; its absence is no error. If the image is open twice, the guest
+    /// must stand still.
     ///
     /// # Errors
     /// If QEMU refuses.

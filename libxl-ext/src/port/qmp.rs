@@ -4,7 +4,7 @@
 
 use super::qemu_img::{SnapshotInfo, last_write};
 use super::qmp_wire::{Command, Monitor};
-use super::{BlockLayer, BlockNode, job};
+use super::{BlockLayer, BlockNode, is_open_twice, job};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat};
 use crate::model::domain::DomainLife;
@@ -105,6 +105,46 @@ impl Command for BlockdevSnapshotDeleteInternalSync<'_> {
     type Answer = Value;
 }
 
+#[derive(Serialize)]
+struct QueryStatus {}
+
+impl Command for QueryStatus {
+    const NAME: &'static str = "query-status";
+    type Answer = RunState;
+}
+
+#[derive(Deserialize)]
+struct RunState {
+    running: bool,
+}
+
+#[derive(Serialize)]
+struct Stop {}
+
+impl Command for Stop {
+    const NAME: &'static str = "stop";
+    type Answer = Value;
+}
+
+#[derive(Serialize)]
+struct Cont {}
+
+impl Command for Cont {
+    const NAME: &'static str = "cont";
+    type Answer = Value;
+}
+
+#[derive(Serialize)]
+struct XenSaveDevicesState<'a> {
+    filename: &'a str,
+    live: bool,
+}
+
+impl Command for XenSaveDevicesState<'_> {
+    const NAME: &'static str = "xen-save-devices-state";
+    type Answer = Value;
+}
+
 /// A monitor with libxl's lock around it.
 struct Locked {
     monitor: Monitor,
@@ -138,6 +178,25 @@ impl Locked {
                 },
             })
             .collect())
+    }
+
+    /// Lets QEMU write what it holds back and read every image anew. The saving of the devices' state ends so
+    /// when it is `live`: the images are given up for the other side of a migration to take, until `cont`.
+    fn read_anew(&mut self) -> Result<()> {
+        let was_running = self.monitor.run(&QueryStatus {})?.running;
+        // An attempt that was killed may have left them given up, and QEMU dies if it is to do that again.
+        self.monitor.run(&Cont {})?;
+        self.monitor.run(&Stop {})?;
+        let save = XenSaveDevicesState {
+            filename: "/dev/null",
+            live: true,
+        };
+        let given_up = self.monitor.run(&save);
+        self.monitor.run(&Cont {})?;
+        if !was_running {
+            self.monitor.run(&Stop {})?;
+        }
+        given_up.map(drop)
     }
 }
 
@@ -178,6 +237,7 @@ impl BlockLayer for QemuMonitors {
         let Ok(top) = node_of(&nodes, &layer.target()) else {
             return Ok(());
         };
+        require_open_once(&nodes, &layer.image)?;
         let base = node_of(&nodes, &below(layer)?)?;
         let job = job::Id::of(&layer.image);
         if !job.is_there(&mut qemu.monitor)? {
@@ -199,6 +259,7 @@ impl BlockLayer for QemuMonitors {
         let Ok(upper) = node_of(&nodes, &layer.target()) else {
             return Ok(());
         };
+        require_open_once(&nodes, &layer.image)?;
         let job = job::Id::of(&layer.image);
         let is_disk = merge.disk.image == layer.image;
         if !job.is_there(&mut qemu.monitor)? {
@@ -242,18 +303,26 @@ impl BlockLayer for QemuMonitors {
         let mut qemu = Locked::connect(life)?;
         let nodes = qemu.nodes()?;
         let node = node_of(&nodes, disk)?;
-        if node.facts.snapshot(tag).is_none() {
+        let mut held = nodes.iter().filter(|node| node.image == disk.image);
+        if held.all(|node| node.facts.snapshot(tag).is_none()) {
             return Ok(());
         }
         let command = BlockdevSnapshotDeleteInternalSync {
             device: &node.node_name,
             name: tag,
         };
-        qemu.monitor.run(&command).map(drop)
+        if !is_open_twice(&nodes, &disk.image) {
+            return qemu.monitor.run(&command).map(drop);
+        }
+        // Afterwards too: the node that did not delete it has to learn what is free now.
+        qemu.read_anew()?;
+        qemu.monitor.run(&command)?;
+        qemu.read_anew()
     }
 }
 
-/// The node of a disk, found by its image: node names are QEMU's, the image is in our records.
+/// The node of a disk, found by its image: node names are QEMU's, the image is in our records. Where there are two,
+/// they have read the same when one is used: see [`Locked::read_anew`].
 fn node_of<'a>(nodes: &'a [BlockNode], disk: &DiskTarget) -> Result<&'a BlockNode> {
     nodes
         .iter()
@@ -272,17 +341,27 @@ fn node_of<'a>(nodes: &'a [BlockNode], disk: &DiskTarget) -> Result<&'a BlockNod
 
 /// The disk that a layer stands on.
 fn below(layer: &Layer) -> Result<DiskTarget> {
-    let backing = layer.backing.as_ref().ok_or_else(|| {
+    layer.below().ok_or_else(|| {
         Error::new(
             ErrorKind::InvalidRequest,
             format!("{} stands on nothing", layer.image.display()),
         )
-    })?;
-    Ok(DiskTarget {
-        vdev: layer.vdev.clone(),
-        image: backing.image.clone(),
-        format: backing.format,
     })
+}
+
+/// A job that changes the chain of a disk works on one of its chains: there must be no other.
+fn require_open_once(nodes: &[BlockNode], image: &Path) -> Result<()> {
+    if is_open_twice(nodes, image) {
+        return Err(Error::new(
+            ErrorKind::DomainState,
+            format!(
+                "the domain's QEMU has {} open twice, as an emulated disk and as a PV disk",
+                image.display()
+            ),
+        )
+        .hint("wait until the guest's PV drivers have taken over"));
+    }
+    Ok(())
 }
 
 /// What we call a layer's node in QEMU. A name has at most 31 characters.

@@ -64,6 +64,8 @@ pub(super) struct Domain {
     pub(super) images: Vec<PathBuf>,
     /// The disks that libxl believes it to have.
     pub(super) told: Vec<PathBuf>,
+    /// How often its QEMU has each of them open.
+    pub(super) openings: usize,
 }
 
 impl Domain {
@@ -158,6 +160,7 @@ impl Shared {
             memory: "memory 0".into(),
             images: IMAGES.map(PathBuf::from).into(),
             told: IMAGES.map(PathBuf::from).into(),
+            openings: 1,
         };
         let image = Image {
             content: "disk 0".into(),
@@ -531,12 +534,18 @@ impl BlockLayer for Shared {
             if domain.images.is_empty() || domain.gutted {
                 return Err(impossible("there is no QEMU"));
             }
-            let paths = domain.images.iter().flat_map(|path| world.chain(path));
+            let times = domain.openings;
+            let paths: Vec<_> = domain
+                .images
+                .iter()
+                .flat_map(|path| world.chain(path))
+                .collect();
+            let paths = paths.iter().cycle().take(paths.len() * times);
             let nodes = paths.map(|path| BlockNode {
                 node_name: path.display().to_string(),
-                driver: format_of(&path).into(),
-                facts: world.images[&path].facts(),
-                image: path.into(),
+                driver: format_of(path).into(),
+                facts: world.images[path].facts(),
+                image: path.as_path().into(),
             });
             Ok(nodes.collect())
         })
@@ -552,6 +561,7 @@ impl BlockLayer for Shared {
         self.call(|world| {
             world.clock += 1;
             let clock = world.clock;
+            assert_eq!(world.domain(life.domid)?.openings, 1, "open twice");
             for disk in disks {
                 let content = world.content(&disk.image);
                 let image = world.open_image(life.domid, &disk.image)?;
@@ -580,6 +590,11 @@ impl BlockLayer for Shared {
 
     fn delete_snapshot(&self, life: DomainLife, tag: &str, disk: &DiskTarget) -> Result<()> {
         self.call(|world| {
+            let domain = world.domain(life.domid)?;
+            assert!(
+                domain.openings == 1 || domain.state() != DomainState::Running,
+                "an image that the guest may write to by two nodes is changed"
+            );
             let image = world.open_image(life.domid, &disk.image)?;
             image.snapshots.remove(tag);
             image.written += 1;
@@ -763,6 +778,7 @@ impl Restorer for Shared {
                 memory: String::from_utf8(bytes[end + 1..].to_vec()).unwrap(),
                 told: images.clone(),
                 images,
+                openings: 1,
             });
             Ok(())
         })

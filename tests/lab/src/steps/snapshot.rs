@@ -42,7 +42,7 @@ pub(super) const STEPS: &[Step] = &[
 pub(super) const DISKS: [&str; 2] = ["xvda", "xvdb"];
 
 /// What a guest holds in memory and on its disks, as a test can compare it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct State {
     life: String,
     word: String,
