@@ -140,6 +140,18 @@ impl Host {
         target.store.load()
     }
 
+    /// The record of a domain that is about to be started: what an earlier command left is ended first, and no
+    /// operation is in progress.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`], or what recovery and the store report.
+    pub fn record_for_start(&self, domain: &str, observer: &dyn Observer) -> Result<DomainRecord> {
+        let named = resolve(&self.ports, &self.store, domain, Naming::Name)?;
+        let lock = named.store.lock(LockWait::No)?;
+        self.recover_locked(&named, &lock, observer)?;
+        named.store.load()
+    }
+
     /// Looks whether snapshots are what they were: memory images by checksum, disks by what they are known by,
     /// layers by what they stand on. Without a `name` all of them, and the disks themselves. Nothing is
     /// changed, but that recovery goes first.

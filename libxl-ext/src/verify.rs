@@ -66,7 +66,9 @@ fn of_snapshot(
         let own = of_disk(inventory, snapshot, proof);
         own.into_iter().chain(chain(inventory, &proof.target.image))
     });
-    memory.into_iter().chain(disks).collect()
+    let below = inventory.record.below(snapshot);
+    let below = below.filter_map(|proof| of_disk(inventory, snapshot, proof));
+    memory.into_iter().chain(disks).chain(below).collect()
 }
 
 fn of_disk(inventory: &Inventory, snapshot: &SnapshotRecord, proof: &DiskProof) -> Option<String> {

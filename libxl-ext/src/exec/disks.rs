@@ -2,13 +2,35 @@
 
 use super::perform::{LAST_WRITES, Measured, Performer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::disk::{DiskKind, DiskTarget};
-use crate::model::domain::DomainLife;
-use crate::model::layer::{Into, Layer};
+use crate::model::disk::{DiskKind, DiskTarget, ImageFormat};
+use crate::model::domain::{DomainLife, DomainState};
+use crate::model::layer::{Backing, Into, Layer};
 use crate::model::name::SnapshotId;
 use crate::model::record::{DiskProof, DomainRecord};
-use crate::plan::{Extracted, Merge, Step, StoreChange, Switch};
+use crate::plan::{Extracted, Merge, StoreChange, Switch};
+use crate::port::BlockNode;
 use std::path::Path;
+
+/// A domain's QEMU at one instant.
+struct Qemu {
+    life: DomainLife,
+    state: DomainState,
+    nodes: Vec<BlockNode>,
+}
+
+impl Qemu {
+    fn has_open(&self, image: &Path) -> bool {
+        self.nodes.iter().any(|node| &*node.image == image)
+    }
+
+    /// Whether it has an image open that stands on another one.
+    fn stands_on(&self, image: &Path, below: Option<&Backing>) -> bool {
+        let below = below.map(|below| &*below.image);
+        self.nodes
+            .iter()
+            .any(|node| &*node.image == image && node.facts.backing.as_deref() == below)
+    }
+}
 
 impl Performer<'_> {
     /// Whether a disk is still what the snapshot says.
@@ -54,65 +76,86 @@ impl Performer<'_> {
     }
 
     pub(super) fn merge_layer(&self, merge: &Merge) -> Result<()> {
-        let layer = &merge.layer;
-        let view = self.find_by_name()?;
-        let nodes = view.map(|view| self.ports.block.nodes(view.life));
-        let is_open = |image: &Path| match &nodes {
-            Some(Ok(nodes)) => nodes.iter().any(|node| &*node.image == image),
-            _ => false,
+        let (layer, images) = (&merge.layer, &self.ports.images);
+        let below = layer.backing.as_ref();
+        let seen = self.look_at_qemu()?;
+        match &seen {
+            Some(qemu) if qemu.has_open(&layer.image) => {
+                self.ports.block.merge(qemu.life, merge)?;
+            }
+            // The domain left it, and its file went.
+            _ if merge.into == Into::Below
+                && images.facts(&layer.image, ImageFormat::Qcow2)?.is_none() => {}
+            Some(qemu) if below.is_some_and(|below| qemu.has_open(&below.image)) => {
+                let is_done = |above: &Layer| qemu.stands_on(&above.image, below);
+                if !merge.above.iter().any(is_done) {
+                    return Err(self.not_its_layer(layer));
+                }
+            }
+            _ => self.merge_closed(merge)?,
+        }
+        if merge.into == Into::Below {
+            // Those that a QEMU has open it has put onto the image below itself.
+            let is_open = |image: &Path| seen.as_ref().is_some_and(|qemu| qemu.has_open(image));
+            let mut closed = merge.above.iter().filter(|above| !is_open(&above.image));
+            closed.try_for_each(|above| images.rebase_layer(above, below, false))?;
+        }
+        // The other image is removed soon: nothing of it may be in a cache only.
+        let left = match (merge.into, below) {
+            (Into::Below, Some(below)) => &below.image,
+            _ => &layer.image,
         };
-        let images = &self.ports.images;
-        match view {
-            Some(view) if is_open(&layer.image) => self.ports.block.merge(view.life, merge)?,
-            // It was left before: nothing else stands on the image below, and that is open.
-            Some(_)
-                if layer
-                    .backing
-                    .as_ref()
-                    .is_some_and(|below| is_open(&below.image)) => {}
-            _ if images.facts(&layer.image, layer.target().format)?.is_none() => {}
-            _ => match merge.into {
-                Into::Below => images.commit_layer(layer)?,
-                Into::Layer => images.rebase_layer(layer, merge.onto.as_ref(), true)?,
-            },
-        }
-        if merge.into == Into::Layer {
-            return Ok(());
-        }
-        // Those that a QEMU has open it has put onto the image below itself.
-        let mut closed = merge.above.iter().filter(|above| !is_open(&above.image));
-        closed.try_for_each(|above| images.rebase_layer(above, layer.backing.as_ref(), false))
+        let above = merge.above.iter().map(|above| &above.image);
+        [left]
+            .into_iter()
+            .chain(above)
+            .try_for_each(|image| images.make_durable(image))
     }
 
-    /// Lets a monitor go on that was held for a merge which is not carried on: libxl is told which image the
-    /// disk is, since a reboot begins with that. `at` is the step that failed.
-    pub(super) fn let_monitor_go(&self, at: usize) -> Result<()> {
-        let steps = &self.plan.steps;
-        let holds = |step: &Step| match step {
-            Step::HoldMonitor { .. } => Some(true),
-            Step::ReleaseMonitor { .. } => Some(false),
-            _ => None,
+    /// Merges images that no QEMU has open. A domain that is started meanwhile would write to one of them.
+    fn merge_closed(&self, merge: &Merge) -> Result<()> {
+        let images = &self.ports.images;
+        match merge.into {
+            Into::Layer => images.rebase_layer(&merge.layer, merge.onto.as_ref(), true)?,
+            Into::Below => images.commit_layer(&merge.layer)?,
+        }
+        match self.look_at_qemu()? {
+            None => Ok(()),
+            Some(_) => Err(Error::new(
+                ErrorKind::Stale,
+                format!(
+                    "domain '{}' was started while its images were merged",
+                    self.plan.domain
+                ),
+            )
+            .hint("shut it down and give the command again: what it wrote is not lost")),
+        }
+    }
+
+    /// The images that the QEMU of the domain of the plan's name has open; none if there is no domain.
+    fn look_at_qemu(&self) -> Result<Option<Qemu>> {
+        let Some(view) = self.find_by_name()? else {
+            return Ok(None);
         };
-        let before = steps.iter().take(at).rev().find_map(holds);
-        let begun = steps.get(at).and_then(holds);
-        if before != Some(true) && begun != Some(true) {
-            return Ok(());
-        }
-        for step in &steps[at..] {
-            match step {
-                Step::PointDisks { life, switches } if self.look(*life)?.is_some() => {
-                    let nodes = self.ports.block.nodes(*life)?;
-                    let is_open = |image: &Path| nodes.iter().any(|node| &*node.image == image);
-                    let mut switches = switches.clone();
-                    switches
-                        .retain(|switch| is_open(&switch.to.image) && !is_open(&switch.from.image));
-                    self.ports.toolstack.point_disks(life.domid, &switches)?;
-                }
-                Step::ReleaseMonitor { process } => return self.ports.monitors.release(*process),
-                _ => {}
-            }
-        }
-        Ok(())
+        // One that cannot be reached has ended, or has no disks.
+        let nodes = self.ports.block.nodes(view.life).unwrap_or_default();
+        Ok(Some(Qemu {
+            life: view.life,
+            state: view.state,
+            nodes,
+        }))
+    }
+
+    fn not_its_layer(&self, layer: &Layer) -> Error {
+        Error::new(
+            ErrorKind::Stale,
+            format!(
+                "domain '{}' goes on in the image below {} and not in that",
+                self.plan.domain,
+                layer.target()
+            ),
+        )
+        .hint("was it started from its configuration file, without the layers?")
     }
 
     /// Images that a change of ours wrote to are known by their last writes again.
@@ -185,36 +228,93 @@ impl Performer<'_> {
         }
     }
 
-    pub(super) fn leave_layers(&self, life: DomainLife, layers: &[Layer]) -> Result<()> {
-        let view = self.find_by_name()?;
-        let nodes = view.map(|view| self.ports.block.nodes(view.life));
-        for layer in layers {
-            let is_open = |image: &Path| match &nodes {
-                Some(Ok(nodes)) => nodes.iter().any(|node| &*node.image == image),
-                _ => false,
-            };
-            let below = layer.backing.as_ref();
-            match view {
-                Some(view) if is_open(&layer.image) => {
-                    self.ports.block.leave_layer(view.life, layer)?;
-                    // From here on the image below is newer: nobody may merge the layer into it again.
-                    self.ports.images.remove_layer(layer)?;
-                }
-                // It was never put on top.
-                Some(view) if view.life == life && below.is_some_and(|b| is_open(&b.image)) => {}
-                _ if self
-                    .ports
-                    .images
-                    .facts(&layer.image, layer.target().format)?
-                    .is_none() => {}
-                _ => {
-                    // What the guest wrote to it belongs onto the image as it was left, and to no other.
-                    self.refuse_if_written_since(below.map(|below| &below.image).into_iter())?;
-                    self.ports.images.commit_layer(layer)?;
-                }
+    pub(super) fn leave_layers(
+        &self,
+        life: DomainLife,
+        layers: &[Layer],
+        wake: bool,
+    ) -> Result<()> {
+        let Some(qemu) = self.look_at_qemu()? else {
+            return layers.iter().try_for_each(|layer| self.leave_closed(layer));
+        };
+        let (open, closed): (Vec<_>, Vec<_>) =
+            layers.iter().partition(|layer| qemu.has_open(&layer.image));
+        for layer in closed {
+            let is_below = layer
+                .backing
+                .as_ref()
+                .is_some_and(|b| qemu.has_open(&b.image));
+            match (is_below, qemu.life == life) {
+                // It was never put on top, or was left before.
+                (true, true) => {}
+                (true, false) if self.is_gone(layer)? => {}
+                (true, false) => return Err(self.not_its_layer(layer)),
+                (false, _) => self.leave_closed(layer)?,
             }
         }
-        Ok(())
+        if qemu.state == DomainState::Running && !open.is_empty() {
+            self.ports.toolstack.pause(qemu.life.domid)?;
+        }
+        let left = open
+            .iter()
+            .try_for_each(|layer| self.ports.block.leave_layer(qemu.life, layer));
+        let told = self.point_back(layers);
+        let settled = left.and(told).and_then(|()| {
+            // From here on the image below is the newer one.
+            open.iter()
+                .try_for_each(|layer| self.ports.images.remove_layer(layer))
+        });
+        match settled {
+            Ok(()) if wake => self.wake(qemu.life),
+            Ok(()) => Ok(()),
+            Err(error) => Err(Error::new(
+                ErrorKind::NeedsRepair,
+                format!(
+                    "domain '{}' is between two images, and paused",
+                    self.plan.domain
+                ),
+            )
+            .because(error)
+            .hint("the next command for this domain goes on with it")),
+        }
+    }
+
+    /// Tells libxl of the disks that are the images below layers now.
+    fn point_back(&self, layers: &[Layer]) -> Result<()> {
+        let Some(qemu) = self.look_at_qemu()? else {
+            return Ok(());
+        };
+        let switches: Vec<_> = layers
+            .iter()
+            .filter(|layer| !qemu.has_open(&layer.image))
+            .filter_map(|layer| {
+                let to = layer.backing.clone()?;
+                qemu.has_open(&to.image).then_some(Switch {
+                    from: layer.target(),
+                    to,
+                })
+            })
+            .collect();
+        if switches.is_empty() {
+            return Ok(());
+        }
+        self.ports.toolstack.point_disks(qemu.life.domid, &switches)
+    }
+
+    /// What a guest that is gone wrote to a layer belongs onto the image as it was left, and to no other.
+    fn leave_closed(&self, layer: &Layer) -> Result<()> {
+        if self.is_gone(layer)? {
+            return Ok(());
+        }
+        let below = layer.backing.iter().map(|below| &below.image);
+        self.refuse_if_written_since(below)?;
+        self.ports.images.commit_layer(layer)?;
+        self.ports.images.remove_layer(layer)
+    }
+
+    fn is_gone(&self, layer: &Layer) -> Result<bool> {
+        let facts = self.ports.images.facts(&layer.image, ImageFormat::Qcow2)?;
+        Ok(facts.is_none())
     }
 
     fn read_stamps(

@@ -59,7 +59,7 @@ pub fn run(
         };
         return match committed {
             Ok(false) => Err(give_up(plan, at, error, journal, &performer)),
-            Ok(true) => finish_later(plan, at, journal, error, &performer).map(|outcome| Outcome {
+            Ok(true) => finish_later(plan, journal, error, &performer).map(|outcome| Outcome {
                 pause: measured.pause,
                 ..outcome
             }),
@@ -132,17 +132,16 @@ fn aftermath(performer: &Performer<'_>, at: usize) -> String {
 /// The operation is completed; only tidying up failed.
 fn finish_later(
     plan: &Plan,
-    at: usize,
     journal: Journal,
     error: Error,
     performer: &Performer<'_>,
 ) -> Result<Outcome> {
     performer.withdraw_progress();
     if plan.operation == Operation::SnapshotDelete {
-        // Otherwise the journal stays, and the next command tries it.
-        performer
-            .let_monitor_go(at)
-            .map_err(|held| in_doubt(plan, &error, held))?;
+        if error.kind() == ErrorKind::NeedsRepair {
+            // The journal stays: it knows how to go on.
+            return Err(error);
+        }
         // The record says that the deletion has begun: giving the command again finishes it.
         if let Err(close) = journal.close() {
             tracing::warn!("{}", close.report());

@@ -34,6 +34,8 @@ enum Entry {
 pub(super) struct Journal {
     path: PathBuf,
     file: File,
+    /// When an earlier process wrote last to it, if it is that one's.
+    killed_at: Option<SystemTime>,
 }
 
 /// How far an operation got.
@@ -76,18 +78,26 @@ impl Journal {
         progress.written = std::fs::metadata(&path)
             .and_then(|file| file.modified())
             .ok();
-        let journal = Self::append_to(path)?;
-        // What a crash cut short would hide the entries that follow it.
-        journal
-            .file
-            .set_len(whole as u64)
-            .map_err(|error| Error::io(format!("repair {}", journal.path.display()), error))?;
+        let mut journal = Self::append_to(path)?;
+        journal.killed_at = progress.written;
+        if whole < bytes.len() {
+            // What a crash cut short would hide the entries that follow it.
+            journal
+                .file
+                .set_len(whole as u64)
+                .and_then(|()| journal.keep_time())
+                .map_err(|error| Error::io(format!("repair {}", journal.path.display()), error))?;
+        }
         Ok(Some((journal, progress)))
     }
 
     fn append_to(path: PathBuf) -> Result<Self> {
         let file = atomic::append_own(&path)?;
-        Ok(Self { path, file })
+        Ok(Self {
+            path,
+            file,
+            killed_at: None,
+        })
     }
 
     pub(super) fn begin(&mut self, step: usize) -> Result<()> {
@@ -113,11 +123,21 @@ impl Journal {
         atomic::sync_directory(self.path.parent().unwrap_or(Path::new("/")))
     }
 
+    /// The time of the file is that of the kill, also after attempts to recover: what is written to images
+    /// between two of them is a stranger's.
+    fn keep_time(&self) -> std::io::Result<()> {
+        match self.killed_at {
+            Some(time) => self.file.set_modified(time),
+            None => Ok(()),
+        }
+    }
+
     fn append(&mut self, entry: &Entry) -> Result<()> {
         let bytes = Envelope::JOURNAL.seal(entry)?;
         self.file
             .write_all(&bytes)
-            .and_then(|()| self.file.sync_data())
+            .and_then(|()| self.keep_time())
+            .and_then(|()| self.file.sync_all())
             .map_err(|error| Error::io(format!("write {}", self.path.display()), error))
     }
 }

@@ -91,7 +91,7 @@ impl Performer<'_> {
                 layers,
             } => self.snapshot_disks(*life, *id, disks, layers, measured),
             Step::PointDisks { life, switches } => self.point_disks(*life, switches),
-            Step::LeaveLayers { life, layers } => self.leave_layers(*life, layers),
+            Step::LeaveLayers { life, layers, wake } => self.leave_layers(*life, layers, *wake),
             Step::MergeLayer { merge } => self.merge_layer(merge),
             Step::RemoveLayers { layers } => self.remove_layers(layers),
             Step::SnapshotImages { id, disks } => disks
@@ -212,10 +212,10 @@ impl Performer<'_> {
             .filter(|view| view.life == life))
     }
 
-    fn wake(&self, life: DomainLife) -> Result<()> {
+    pub(super) fn wake(&self, life: DomainLife) -> Result<()> {
         // Xen counts the pauses of a domain.
         for _ in 0..PAUSES_MAX {
-            if !self.still_there(life)?.paused {
+            if !self.look(life)?.is_some_and(|view| view.paused) {
                 break;
             }
             self.ports.toolstack.unpause(life.domid)?;

@@ -52,10 +52,10 @@ pub fn recover(
         let finished = finish(&performer, &mut journal, plan, from);
         return match finished {
             Ok(()) => journal.close().map(|()| Recovered::Finished(what)),
-            Err((at, error)) if plan.operation == Operation::SnapshotDelete => {
-                performer
-                    .let_monitor_go(at)
-                    .map_err(|held| stuck(&what, "finished", held))?;
+            Err(error)
+                if plan.operation == Operation::SnapshotDelete
+                    && error.kind() != ErrorKind::NeedsRepair =>
+            {
                 // The record says so too, and the user can give the command again.
                 if let Err(close) = journal.close() {
                     tracing::warn!("{}", close.report());
@@ -63,7 +63,7 @@ pub fn recover(
                 observer.note(&format!("{what} is not finished: {}", error.report()));
                 Ok(Recovered::Nothing)
             }
-            Err((_, error)) => Err(stuck(&what, "finished", error)),
+            Err(error) => Err(stuck(&what, "finished", error)),
         };
     }
     let (last, skip) = match (progress.undoing, progress.begun) {
@@ -87,12 +87,10 @@ fn finish(
     journal: &mut Journal,
     plan: &Plan,
     from: usize,
-) -> Result<(), (usize, Error)> {
+) -> Result<()> {
     for (at, step) in plan.steps.iter().enumerate().skip(from) {
-        performer
-            .perform(step, &mut Measured::default())
-            .and_then(|()| journal.done(at))
-            .map_err(|error| (at, error))?;
+        performer.perform(step, &mut Measured::default())?;
+        journal.done(at)?;
     }
     performer.withdraw_progress();
     Ok(())

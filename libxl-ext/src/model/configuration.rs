@@ -3,9 +3,10 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Switch;
 use serde_json::Value;
+use std::path::Path;
 
 /// Gives disks other images in libxl's JSON `configuration`, and leaves everything else as it is. Disks are
-/// found by their virtual device; one that is not there is left alone, since it was detached.
+/// found by their virtual device and their image: one that was detached, or has another image, is left alone.
 ///
 /// # Errors
 /// [`ErrorKind::Corrupt`] if the text is no configuration.
@@ -21,11 +22,12 @@ pub(crate) fn redirect(configuration: &str, switches: &[Switch]) -> Result<Strin
         Some(_) => return Err(unreadable("its disks are no list".into())),
     };
     for disk in disks.iter_mut().filter_map(Value::as_object_mut) {
-        let vdev = disk.get("vdev").and_then(Value::as_str);
-        let Some(switch) = switches
-            .iter()
-            .find(|switch| Some(&*switch.from.vdev) == vdev)
-        else {
+        let text = |key: &str| disk.get(key).and_then(Value::as_str);
+        let (vdev, image) = (text("vdev"), text("pdev_path").map(Path::new));
+        let is_it = |switch: &&Switch| {
+            Some(&*switch.from.vdev) == vdev && Some(&*switch.from.image) == image
+        };
+        let Some(switch) = switches.iter().find(is_it) else {
             continue;
         };
         let path = switch
@@ -45,7 +47,6 @@ mod tests {
     use crate::model::disk::{DiskTarget, ImageFormat};
     use crate::model::layer::Backing;
     use serde_json::json;
-    use std::path::Path;
 
     #[test]
     fn only_the_image_of_the_named_disk_changes() {

@@ -82,6 +82,8 @@ pub struct ImageFacts {
     pub allocated: u64,
     /// When the file was last written to.
     pub written: Stamp,
+    /// Whether it is a block device, of which the time of the last write says nothing.
+    pub is_device: bool,
     /// The image below it, as the image itself says. It is compared with our records, never followed.
     pub backing: Option<PathBuf>,
     /// Internal snapshots in the image.

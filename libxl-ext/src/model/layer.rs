@@ -1,7 +1,7 @@
 //! The images that we made: each stands on another one, which is not written to any more.
 
 use crate::model::disk::{DiskKind, DiskTarget, ImageFormat};
-use crate::model::record::{DiskProof, DomainRecord, RecordState};
+use crate::model::record::{DiskProof, DomainRecord, RecordState, SnapshotRecord};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -198,12 +198,10 @@ impl DomainRecord {
         }
     }
 
-    /// What the image below a layer held is in the layer now.
-    pub fn merge_up(&mut self, image: &Path) {
-        let below = self.layer(image).and_then(|layer| layer.backing.clone());
-        let further = below.and_then(|below| self.layer(&below.image)?.backing.clone());
+    /// What the image below a layer held is in the layer now, which stands on `onto`.
+    pub fn merge_up(&mut self, image: &Path, onto: Option<&Backing>) {
         if let Some(layer) = self.layers.iter_mut().find(|layer| &*layer.image == image) {
-            layer.backing = further;
+            layer.backing = onto.cloned();
             layer.merging = None;
         }
     }
@@ -215,6 +213,21 @@ impl DomainRecord {
                 self.layers.push(new.clone());
             }
         }
+    }
+
+    /// What is known of the images that the disks of a snapshot stand on, as far as they are states of snapshots.
+    pub fn below<'a>(
+        &'a self,
+        snapshot: &'a SnapshotRecord,
+    ) -> impl Iterator<Item = &'a DiskProof> {
+        let images = snapshot
+            .disks
+            .iter()
+            .flat_map(|proof| self.chain(&proof.target.image).into_iter().skip(1));
+        let images: Vec<&Path> = images.collect();
+        self.proofs().filter(move |proof| {
+            proof.kind == DiskKind::External && images.contains(&&*proof.target.image)
+        })
     }
 
     /// Takes out layers whose files are gone, with what was left over in them.
@@ -389,7 +402,9 @@ mod tests {
             "tags read through to the base"
         );
         domain.snapshots.clear();
-        domain.merge_up(Path::new("/i/c"));
+        let onto = layer("a", "base").backing;
+        domain.merge_up(Path::new("/i/c"), onto.as_ref());
+        domain.merge_up(Path::new("/i/c"), onto.as_ref());
         assert_eq!(names(&domain.garbage()), ["a"]);
         assert_eq!(
             domain.layer(Path::new("/i/c")).unwrap().backing,

@@ -28,6 +28,8 @@ pub(super) struct Chains {
     merging: Option<Merge>,
     /// Layers that were disks and are not any more.
     departed: BTreeSet<Box<Path>>,
+    /// The images that are disks instead of them.
+    left_for: BTreeSet<Box<Path>>,
 }
 
 impl Chains {
@@ -41,6 +43,7 @@ impl Chains {
             absent: BTreeSet::new(),
             merging: None,
             departed: BTreeSet::new(),
+            left_for: BTreeSet::new(),
         }
     }
 
@@ -157,6 +160,20 @@ impl Chains {
             }),
             "merges an image that something else needs",
         )?;
+        let above = self
+            .record
+            .layers_on(&merge.layer.image)
+            .map(|above| &above.image);
+        require(
+            above.eq(merge.above.iter().map(|above| &above.image)),
+            "merges an image and forgets what stands on it",
+        )?;
+        let below = merge.layer.backing.as_ref();
+        let onto = below.and_then(|below| self.record.layer(&below.image)?.backing.clone());
+        require(
+            merge.onto == onto,
+            "merges an image onto another one than the next",
+        )?;
         self.merging = Some(merge.clone());
         Ok(())
     }
@@ -170,10 +187,21 @@ impl Chains {
                 "leaves a layer that was not merged into the image below",
             )?;
             let below = layer.backing.as_ref().ok_or("leaves a layer for nothing")?;
-            self.untold.insert(below.image.clone());
+            self.left_for.insert(below.image.clone());
             self.departed.insert(layer.image.clone());
         }
         Ok(())
+    }
+
+    /// Whether the domain went on in the image when it left a layer.
+    pub(super) fn was_left_for(&self, image: &Path) -> bool {
+        self.left_for.contains(image)
+    }
+
+    /// Nothing is left half done.
+    pub(super) fn require_settled(&self) -> Result<(), &'static str> {
+        require(self.merging.is_none(), "a merge would be left unrecorded")?;
+        self.require_pointed()
     }
 
     /// Whether the domain left a layer that was its disk.

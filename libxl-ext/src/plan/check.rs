@@ -71,6 +71,8 @@ pub fn check(plan: &Plan, inventory: &Inventory) -> Result<()> {
         Err("nobody says how the restored domain goes on")
     } else if !state.marked.is_empty() {
         Err("a deletion would be left unfinished")
+    } else if let Err(rule) = state.chains.require_settled() {
+        Err(rule)
     } else if !state.committed && !plan.steps.is_empty() {
         Err("nothing would be recorded")
     } else {
@@ -184,14 +186,14 @@ impl Checker<'_> {
                     "merges images before the point of no return",
                 )?;
                 self.chains.merge(merge)?;
-            }
-            Step::LeaveLayers { layers, .. } => {
+                let below = merge.layer.backing.as_ref();
                 require(
-                    self.monitor_held || !self.has_monitor(),
-                    "leaves a layer while a reboot would begin with it",
+                    below.is_none_or(|below| !self.open.contains(&*below.image))
+                        || below.is_some_and(|below| self.chains.was_left_for(&below.image)),
+                    "merges into or out of an image that the domain writes to itself",
                 )?;
-                self.chains.leave(layers)?;
             }
+            Step::LeaveLayers { layers, .. } => self.chains.leave(layers)?,
             Step::RemoveLayers { layers } => {
                 require(
                     self.committed,
@@ -424,11 +426,6 @@ impl Checker<'_> {
     fn has_ended(&self) -> bool {
         let state = self.inventory.live.as_ref().map(|live| live.state);
         matches!(state, Some(DomainState::Crashed | DomainState::Shutdown))
-    }
-
-    fn has_monitor(&self) -> bool {
-        let live = self.inventory.live.as_ref();
-        live.is_some_and(|live| live.monitor.is_some())
     }
 
     fn mark(&mut self, id: SnapshotId) -> Result<(), &'static str> {

@@ -1,27 +1,77 @@
 //! What becomes of the layers when snapshots go: those that nothing needs are removed, and two of which
 //! only the content of the upper one is needed become one, in the way that moves fewer bytes.
 
+use super::disks::require_disks_as_recorded;
 use super::revert::collect_garbage;
-use super::{Merge, Plan, Step, StoreChange, Switch};
-use crate::model::disk::{DiskKind, DiskTarget};
+use super::{Merge, Plan, Step, StoreChange};
+use crate::error::Result;
+use crate::model::disk::{DiskKind, DiskTarget, ImageFacts};
+use crate::model::domain::DomainState;
 use crate::model::layer::{Backing, Into, Layer};
 use crate::model::record::DomainRecord;
 use crate::observe::Inventory;
 use std::path::Path;
 
 /// Plans it for the record `after`, which is what it will be then.
-pub(super) fn coalesce(inventory: &Inventory, after: &mut DomainRecord, plan: &mut Plan) {
+///
+/// # Errors
+/// [`crate::ErrorKind::Stale`] if a disk of the running domain is not what the record says: nobody can say then
+/// which content is wanted.
+pub(super) fn coalesce(
+    inventory: &Inventory,
+    after: &mut DomainRecord,
+    plan: &mut Plan,
+) -> Result<()> {
+    let mut seen = inventory.clone();
     loop {
         sweep(after, plan);
         let merge = after
             .mergeable()
-            .find_map(|(layer, below)| choose(inventory, after, layer, below));
+            .find_map(|(layer, below)| choose(&seen, after, layer, below));
         let Some((merge, bytes)) = merge else { break };
+        require_disks_as_recorded(inventory)?;
         plan.cost.disk_copied += bytes;
         add(inventory, &merge, plan);
         apply_merge(after, &merge);
+        look_ahead(&mut seen, &merge);
     }
-    note_shared(after, plan);
+    note_kept(after, plan);
+    Ok(())
+}
+
+/// The images as they will be after a merge.
+fn look_ahead(seen: &mut Inventory, merge: &Merge) {
+    let facts = |seen: &mut Inventory, image: &Path, change: &dyn Fn(&mut ImageFacts)| {
+        if let Some(Some(facts)) = seen.images.get_mut(image) {
+            change(facts);
+        }
+    };
+    let path = |below: Option<&Backing>| below.map(|below| below.image.to_path_buf());
+    match (merge.into, &merge.layer.backing) {
+        (Into::Below, Some(below)) => {
+            let moved = match seen.images.get(&*merge.layer.image) {
+                Some(Some(upper)) => upper.allocated,
+                _ => 0,
+            };
+            facts(seen, &below.image, &|facts| facts.allocated += moved);
+            for above in &merge.above {
+                facts(seen, &above.image, &|facts| {
+                    facts.backing = path(Some(below))
+                });
+            }
+        }
+        (Into::Layer, Some(below)) => {
+            let moved = match seen.images.get(&*below.image) {
+                Some(Some(lower)) => lower.allocated,
+                _ => 0,
+            };
+            facts(seen, &merge.layer.image, &|facts| {
+                facts.allocated += moved;
+                facts.backing = path(merge.onto.as_ref());
+            });
+        }
+        (_, None) => {}
+    }
 }
 
 /// Removes what nothing needs.
@@ -48,8 +98,12 @@ fn choose(
             || image == &*below.image
             || above.iter().any(|layer| &*layer.image == image)
     };
-    let as_recorded = after
-        .proofs()
+    // That of a snapshot that goes is often the only one that knows it.
+    let as_recorded = inventory
+        .record
+        .snapshots
+        .iter()
+        .flat_map(|snapshot| &snapshot.disks)
         .filter(|proof| proof.kind == DiskKind::External && touched(&proof.target.image))
         .all(|proof| {
             let written = facts(&proof.target.image).map(|facts| facts.written);
@@ -61,8 +115,7 @@ fn choose(
     let onto = after
         .layer(&below.image)
         .and_then(|below| below.backing.clone());
-    // An image of the user's may stand on another one of the user's, of which we know nothing.
-    let ours_or_alone = after.layer(&below.image).is_some() || lower.backing.is_none();
+    let ours = after.layer(&below.image).is_some();
     let (into, bytes) = match (facts(&layer.image), layer.merging) {
         // What an earlier attempt began is finished in the same way.
         (None, Some(Into::Below)) => (Into::Below, 0),
@@ -74,7 +127,8 @@ fn choose(
             if !stands_as_recorded || upper.virtual_size != lower.virtual_size {
                 return None;
             }
-            if lower.allocated < upper.allocated && ours_or_alone {
+            // An image of the user's is the disk again when it can be: his configuration file names it.
+            if lower.allocated < upper.allocated && ours {
                 (Into::Layer, lower.allocated)
             } else {
                 (Into::Below, upper.allocated)
@@ -110,29 +164,18 @@ fn add(inventory: &Inventory, merge: &Merge, plan: &mut Plan) {
             merge: merge.clone(),
         },
     ]);
-    let below = merge.layer.backing.clone();
     let live = inventory.live.as_ref().filter(|live| {
         let image = merge.layer.image.to_str();
         live.disks
             .iter()
             .any(|disk| disk.pdev_path.as_deref() == image)
     });
-    if let (Into::Below, Some(live), Some(to)) = (merge.into, live, below) {
-        // The guest must not reboot between the two: it would begin with the image that was left.
-        let life = live.life;
-        plan.steps
-            .extend(live.monitor.map(|process| Step::HoldMonitor { process }));
-        let layers = vec![merge.layer.clone()];
-        let from = merge.layer.target();
-        plan.steps.extend([
-            Step::LeaveLayers { life, layers },
-            Step::PointDisks {
-                life,
-                switches: vec![Switch { from, to }],
-            },
-        ]);
-        plan.steps
-            .extend(live.monitor.map(|process| Step::ReleaseMonitor { process }));
+    if let (Into::Below, Some(live)) = (merge.into, live) {
+        plan.steps.push(Step::LeaveLayers {
+            life: live.life,
+            layers: vec![merge.layer.clone()],
+            wake: live.state == DomainState::Running,
+        });
     }
     plan.steps.push(Step::Commit {
         change: StoreChange::Merged {
@@ -145,12 +188,19 @@ fn add(inventory: &Inventory, merge: &Merge, plan: &mut Plan) {
 pub(crate) fn apply_merge(record: &mut DomainRecord, merge: &Merge) {
     match merge.into {
         Into::Below => record.merge_down(&merge.layer.image),
-        Into::Layer => record.merge_up(&merge.layer.image),
+        Into::Layer => record.merge_up(&merge.layer.image, merge.onto.as_ref()),
     }
 }
 
-/// Says what stays though no snapshot is left of it.
-fn note_shared(after: &DomainRecord, plan: &mut Plan) {
+/// Says what stays though no snapshot is left of it, and why.
+fn note_kept(after: &DomainRecord, plan: &mut Plan) {
+    for (layer, below) in after.mergeable() {
+        plan.notes.push(format!(
+            "{} and {} stay two images: one of them is missing, or was changed by somebody else",
+            layer.image.display(),
+            below.image.display()
+        ));
+    }
     for layer in &after.layers {
         let needed = after
             .proofs()

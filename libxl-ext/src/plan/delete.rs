@@ -39,7 +39,8 @@ pub enum DeleteScope {
 /// steps.
 ///
 /// # Errors
-/// [`crate::ErrorKind::NoSuchSnapshot`].
+/// [`crate::ErrorKind::NoSuchSnapshot`]; [`crate::ErrorKind::Stale`] if images would be merged and a disk of the
+/// running domain is not what the record says.
 pub fn delete(inventory: &Inventory, request: &DeleteRequest, fresh: &Fresh) -> Result<Plan> {
     let named = inventory.record.find(&request.name)?;
     let below = inventory.record.descendants(named.id);
@@ -114,7 +115,7 @@ pub fn delete(inventory: &Inventory, request: &DeleteRequest, fresh: &Fresh) -> 
     plan.steps.splice(0..0, [begin, Step::Announce]);
     let mut after = inventory.record.clone();
     after.mark_deleting(&ids);
-    coalesce(inventory, &mut after, &mut plan);
+    coalesce(inventory, &mut after, &mut plan)?;
     plan.steps.push(Step::Commit {
         change: StoreChange::Remove {
             ids,

@@ -152,21 +152,7 @@ impl Choice<'_> {
                 ),
             ));
         }
-        if self.inventory.record.is_frozen(&target.image) {
-            return Err(Error::new(
-                ErrorKind::Stale,
-                format!(
-                    "{} runs on {}, which snapshots stand on and which nobody should have written to",
-                    target.vdev,
-                    target.image.display()
-                ),
-            )
-            .hint(
-                "it was started from its configuration file, without the layers that came since; \
-                 `xl-ext` under the name xl starts it with them",
-            ));
-        }
-        Ok(())
+        require_as_recorded(self.inventory, target)
     }
 
     fn kind(&self, target: &DiskTarget, wanted: Option<&DiskChoice>) -> Result<DiskKind> {
@@ -188,6 +174,20 @@ impl Choice<'_> {
     }
 
     fn layer(&self, below: &DiskTarget, file: Option<&Path>) -> Result<Layer> {
+        let facts = self.inventory.images.get(&*below.image);
+        if facts
+            .and_then(Option::as_ref)
+            .is_some_and(|facts| facts.is_device)
+        {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("disk {below} is a block device, and only files are taken externally"),
+            )
+            .hint(format!(
+                "nobody can tell when a device was last written to; leave it out by --disk {},snapshot=no",
+                below.vdev
+            )));
+        }
         let base = self.inventory.record.base_of(below);
         let image: Box<Path> = match file {
             Some(file) if file.is_absolute() => file.into(),
@@ -208,6 +208,46 @@ impl Choice<'_> {
             merging: None,
         })
     }
+}
+
+/// Every disk that the running domain writes to is the one that the record says.
+pub(super) fn require_disks_as_recorded(inventory: &Inventory) -> Result<()> {
+    inventory
+        .live
+        .iter()
+        .flat_map(|live| &live.disks)
+        .filter(|disk| disk.is_writable())
+        .filter_map(|disk| target(disk).ok())
+        .try_for_each(|target| require_as_recorded(inventory, &target))
+}
+
+/// A disk is not written to behind the back of the layers on top of it.
+fn require_as_recorded(inventory: &Inventory, target: &DiskTarget) -> Result<()> {
+    let record = &inventory.record;
+    let active = record.active_layer(&record.base_of(target).image);
+    // One whose merge was begun may have been left already.
+    let is_another = active.is_some_and(|layer| {
+        layer.image != target.image && layer.merging != Some(crate::model::layer::Into::Below)
+    });
+    if !is_another && !record.is_frozen(&target.image) {
+        return Ok(());
+    }
+    let error = Error::new(
+        ErrorKind::Stale,
+        format!(
+            "{} runs on {}, which others stand on and which nobody should have written to",
+            target.vdev,
+            target.image.display()
+        ),
+    );
+    Err(match active {
+        Some(layer) => error.hint(format!(
+            "it was started from its configuration file, without {}; `xl-ext` under the name xl starts it \
+             with that",
+            layer.image.display()
+        )),
+        None => error,
+    })
 }
 
 /// The file of a layer that the user named no file for: beside the base and called after it, so that names do

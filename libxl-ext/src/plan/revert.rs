@@ -348,6 +348,19 @@ fn require_restorable(inventory: &Inventory, record: &SnapshotRecord) -> Result<
         Some(_) => {}
     }
     let tag = record.id.tag();
+    for below in inventory.record.below(record) {
+        let facts = inventory
+            .images
+            .get(&*below.target.image)
+            .and_then(Option::as_ref);
+        if below.stamp.is_some() && facts.map(|facts| facts.written) != below.stamp {
+            return Err(broken(format!(
+                "{}, which it stands on, is gone or was written to since",
+                below.target
+            ))
+            .hint("was the domain started from its configuration file, without the layers?"));
+        }
+    }
     for proof in &record.disks {
         let (vdev, image) = (&proof.target.vdev, proof.target.image.display());
         let facts = inventory

@@ -97,12 +97,15 @@ pub enum Step {
         /// The disks.
         switches: Vec<Switch>,
     },
-    /// Bring disks back from layers to the images below, with what the guest wrote to them.
+    /// Bring disks back from layers to the images below, with what the guest wrote to them, and tell libxl. A
+    /// running guest stands still while the two are the same, so that neither is the newer one.
     LeaveLayers {
         /// The domain as it was.
         life: DomainLife,
         /// The layers.
         layers: Vec<Layer>,
+        /// Whether the guest is to run afterwards, if it can.
+        wake: bool,
     },
     /// Make one image's content of two: a layer's and that of the image below it. Where the layer is a
     /// running domain's disk and goes down, only the copying is done.
@@ -222,19 +225,6 @@ pub struct Switch {
     pub from: DiskTarget,
     /// What it is then.
     pub to: Backing,
-}
-
-impl Switch {
-    fn back(&self) -> Self {
-        Self {
-            from: DiskTarget {
-                vdev: self.from.vdev.clone(),
-                image: self.to.image.clone(),
-                format: self.to.format,
-            },
-            to: (&self.from).into(),
-        }
-    }
 }
 
 /// Which two images become one, and which way the content goes.
@@ -390,9 +380,11 @@ impl Step {
                 disks,
                 layers,
             } => {
+                // Where the guest was paused, that is brought about again by a step before.
                 let leave = Self::LeaveLayers {
                     life: *life,
                     layers: layers.clone(),
+                    wake: true,
                 };
                 let delete = Self::DeleteTags {
                     id: *id,
@@ -407,11 +399,9 @@ impl Step {
                 id: *id,
                 disks: disks.clone(),
             }],
-            Self::PointDisks { life, switches } => vec![Self::PointDisks {
-                life: *life,
-                switches: switches.iter().map(Switch::back).collect(),
-            }],
             Self::HoldMonitor { process } => vec![Self::ReleaseMonitor { process: *process }],
+            // It must not let the guest reboot while that is between two images.
+            Self::ReleaseMonitor { process } => vec![Self::HoldMonitor { process: *process }],
             Self::Destroy {
                 life,
                 has_qemu,
@@ -435,7 +425,8 @@ impl Step {
             | Self::Seal { .. }
             | Self::BringBack { .. }
             | Self::DestroyRest { .. }
-            | Self::ReleaseMonitor { .. }
+            // What it says is taken back with what it is said of.
+            | Self::PointDisks { .. }
             | Self::DestroyRestored { .. }
             | Self::Start { .. }
             | Self::Commit { .. }

@@ -71,6 +71,7 @@ fn inventory(vdevs: &[&str], state: Option<DomainState>, snapshots: u128) -> Inv
             seconds: 1_650_000_000,
             nanoseconds: 7,
         },
+        is_device: false,
         backing: None,
         snapshots: Vec::new(),
     };

@@ -62,8 +62,11 @@ impl WaysBack {
             };
             // What the memory image names was the disk at that instant.
             let named = described.disk.pdev_path.as_deref().map(Path::new);
-            if named != Some(&*to.image) {
-                let from = from.clone();
+            if let Some(named) = named.filter(|named| **named != *to.image) {
+                let from = DiskTarget {
+                    image: named.into(),
+                    ..from.clone()
+                };
                 ways.switches.push(Switch { from, to });
             }
         }
@@ -72,19 +75,22 @@ impl WaysBack {
             let mut disks = snapshot.disks.iter();
             disks.any(|proof| record.base_of(&proof.target).image == layer.base.image)
         };
-        for layer in record
+        for active in record
             .layers
             .iter()
             .filter(|layer| layer.active && !is_in(layer))
         {
-            ways.switches.push(Switch {
-                from: DiskTarget {
-                    vdev: layer.vdev.clone(),
-                    image: layer.base.image.clone(),
-                    format: layer.base.format,
-                },
-                to: (&layer.target()).into(),
-            });
+            let same_base = |layer: &&Layer| layer.base == active.base && !layer.active;
+            let earlier = record.layers.iter().filter(same_base).map(Layer::target);
+            let base = DiskTarget {
+                vdev: active.vdev.clone(),
+                image: active.base.image.clone(),
+                format: active.base.format,
+            };
+            for from in earlier.chain([base]) {
+                let to = (&active.target()).into();
+                ways.switches.push(Switch { from, to });
+            }
         }
         ways
     }

@@ -104,9 +104,16 @@ impl Id {
         Self(format!("xl-ext-{hash:016x}"))
     }
 
-    /// Whether there is such a job.
+    /// Whether there is such a job that has not ended. One that has is removed from QEMU's list.
     pub(super) fn is_there(&self, monitor: &mut Monitor) -> Result<bool> {
-        self.look(monitor).map(|job| job.is_some())
+        match self.look(monitor)? {
+            None => Ok(false),
+            Some(job) if job.status == Status::Concluded => {
+                monitor.run(&JobDismiss { id: self })?;
+                Ok(false)
+            }
+            Some(_) => Ok(true),
+        }
     }
 
     /// Waits for the end of the job and removes it from QEMU's list. One that waits for a word to complete

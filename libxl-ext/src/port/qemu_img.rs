@@ -57,6 +57,7 @@ impl Images for QemuImg {
             .map_err(|error| Error::new(ErrorKind::Toolstack, what).because(error))?;
         Ok(Some(ImageFacts {
             written: last_write(image),
+            is_device: is_device(image),
             ..facts
         }))
     }
@@ -131,9 +132,16 @@ impl Images for QemuImg {
         for image in backing.chain([&layer.image]) {
             proc::wait_until_closed(image).map_err(|error| error.while_doing(&what))?;
         }
+        let before = last_write(&layer.image);
         let arguments = ["commit", "-q", "-d", "--image-opts"].map(OsString::from);
         let image = options(&layer.image, ImageFormat::Qcow2);
-        qemu_img(arguments.into_iter().chain([image]), &what).map(drop)
+        qemu_img(arguments.into_iter().chain([image]), &what)?;
+        if last_write(&layer.image) == before {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Stale, &what)
+            .because("somebody wrote to the layer meanwhile")
+            .hint("shut down what uses it and give the command again"))
     }
 
     fn rebase_layer(&self, layer: &Layer, onto: Option<&Backing>, copy: bool) -> Result<()> {
@@ -146,25 +154,17 @@ impl Images for QemuImg {
         let facts = self
             .facts(&layer.image, ImageFormat::Qcow2)?
             .ok_or_else(|| Error::new(ErrorKind::Io, &what).because("it is not there"))?;
-        if facts.backing.as_deref() == onto_image {
+        let is_there = facts.backing.as_deref() == onto_image;
+        if is_there && !copy {
             return Ok(());
         }
         proc::wait_until_closed(&layer.image).map_err(|error| error.while_doing(&what))?;
-        let mut command = Command::new("qemu-img");
-        command.args(["rebase", "-q"]);
-        if !copy {
-            command.arg("-u");
+        if copy {
+            // qemu-img changes the header before all of the copy is on the disk, so a header that names the
+            // new image does not say that the copy is whole. On the old one the content is right in any case.
+            rebase(layer, layer.backing.as_ref(), false, &what)?;
         }
-        match onto {
-            Some(onto) => command
-                .args(["-F", onto.format.driver(), "-b"])
-                .arg(&*onto.image),
-            None => command.args(["-b", ""]),
-        };
-        command
-            .arg("--image-opts")
-            .arg(options(&layer.image, ImageFormat::Qcow2));
-        subprocess::run(command, Death::OnItsOwn, &what)?;
+        rebase(layer, onto, copy, &what)?;
         self.make_durable(&layer.image)
     }
 
@@ -180,9 +180,30 @@ impl Images for QemuImg {
     }
 
     fn make_durable(&self, image: &Path) -> Result<()> {
-        atomic::sync_file(image)?;
+        // An image of the user's may be a link.
+        std::fs::File::open(image)
+            .and_then(|file| file.sync_all())
+            .map_err(|error| Error::io(format!("fsync {}", image.display()), error))?;
         atomic::sync_parent(image)
     }
+}
+
+fn rebase(layer: &Layer, onto: Option<&Backing>, copy: bool, what: &str) -> Result<()> {
+    let mut command = Command::new("qemu-img");
+    command.args(["rebase", "-q"]);
+    if !copy {
+        command.arg("-u");
+    }
+    match onto {
+        Some(onto) => command
+            .args(["-F", onto.format.driver(), "-b"])
+            .arg(&*onto.image),
+        None => command.args(["-b", ""]),
+    };
+    command
+        .arg("--image-opts")
+        .arg(options(&layer.image, ImageFormat::Qcow2));
+    subprocess::run(command, Death::OnItsOwn, what).map(drop)
 }
 
 /// When a file was last written to; the epoch where it cannot be told, which is no image's time.
@@ -201,6 +222,7 @@ pub(crate) fn facts_in(output: &[u8]) -> serde_json::Result<ImageFacts> {
         virtual_size: info.virtual_size,
         allocated: info.actual_size,
         written: stamp(0, 0),
+        is_device: false,
         backing: info.backing_filename,
         snapshots: info.snapshots.into_iter().map(Into::into).collect(),
     })
@@ -231,14 +253,22 @@ fn qemu_img(arguments: impl Iterator<Item = OsString>, what: &str) -> Result<Vec
     subprocess::run(command, Death::OnItsOwn, what)
 }
 
+/// Whether an image is a block device.
+pub(super) fn is_device(image: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::metadata(image).is_ok_and(|meta| meta.file_type().is_block_device())
+}
+
 /// An image with its driver, as `--image-opts` takes it: a comma in the name is doubled, and no name
 /// can be taken for a protocol.
 fn options(image: &Path, format: ImageFormat) -> OsString {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
-    use std::os::unix::fs::FileTypeExt;
     // QEMU takes block devices (LVM) by another driver than files.
-    let is_device = std::fs::metadata(image).is_ok_and(|meta| meta.file_type().is_block_device());
-    let protocol = if is_device { "host_device" } else { "file" };
+    let protocol = if is_device(image) {
+        "host_device"
+    } else {
+        "file"
+    };
     let head = format!(
         "driver={},file.driver={protocol},file.filename=",
         format.driver()

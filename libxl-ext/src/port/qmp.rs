@@ -2,7 +2,7 @@
 //!
 //! libxl takes a lock for as long as it is connected, since a socket has room for one client; so do we.
 
-use super::qemu_img::{SnapshotInfo, last_write};
+use super::qemu_img::{SnapshotInfo, is_device, last_write};
 use super::qmp_wire::{Command, Monitor};
 use super::{BlockLayer, BlockNode, is_open_twice, job};
 use crate::error::{Error, ErrorKind, Result};
@@ -145,6 +145,18 @@ impl Command for XenSaveDevicesState<'_> {
     type Answer = Value;
 }
 
+/// The only way to have QEMU flush an image.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct HumanMonitorCommand {
+    command_line: String,
+}
+
+impl Command for HumanMonitorCommand {
+    const NAME: &'static str = "human-monitor-command";
+    type Answer = String;
+}
+
 /// A monitor with libxl's lock around it.
 struct Locked {
     monitor: Monitor,
@@ -174,10 +186,30 @@ impl Locked {
                     allocated: node.image.actual_size,
                     backing: node.image.backing,
                     written: last_write(&node.file),
+                    is_device: is_device(&node.file),
                     snapshots: node.image.snapshots.into_iter().map(From::from).collect(),
                 },
             })
             .collect())
+    }
+
+    /// Lets QEMU write what it holds of the images that are left of a merge.
+    fn flush(&mut self, nodes: &[BlockNode], merge: &Merge) -> Result<()> {
+        for image in merge.images() {
+            let node = nodes
+                .iter()
+                .find(|node| &*node.image == image && ImageFormat::of(&node.driver).is_some());
+            let Some(node) = node else { continue };
+            let command_line = format!("qemu-io {} flush", node.node_name);
+            let said = self.monitor.run(&HumanMonitorCommand { command_line })?;
+            if !said.trim().is_empty() {
+                return Err(
+                    Error::new(ErrorKind::Toolstack, format!("flush {}", image.display()))
+                        .because(said),
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Lets QEMU write what it holds back and read every image anew. The saving of the devices' state ends so
@@ -293,10 +325,22 @@ impl BlockLayer for QemuMonitors {
                 }
             }
         }
-        match merge.into {
-            Into::Below if is_disk => job.wait_until_ready(&mut qemu.monitor),
-            _ => job.finish(&mut qemu.monitor),
+        if merge.into == Into::Below && is_disk {
+            return job.wait_until_ready(&mut qemu.monitor);
         }
+        job.finish(&mut qemu.monitor)?;
+        let nodes = qemu.nodes()?;
+        let gone = match merge.into {
+            Into::Below => layer.target(),
+            Into::Layer => below(layer)?,
+        };
+        if node_of(&nodes, &gone).is_ok() {
+            return Err(Error::new(
+                ErrorKind::Toolstack,
+                format!("QEMU still has {gone} open after it was merged"),
+            ));
+        }
+        qemu.flush(&nodes, merge)
     }
 
     fn delete_snapshot(&self, life: DomainLife, tag: &str, disk: &DiskTarget) -> Result<()> {

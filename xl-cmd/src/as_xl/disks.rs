@@ -36,19 +36,18 @@ pub(super) fn for_create(root: &Path, arguments: &[OsString]) -> Result<Option<O
     let Some(output) = real::dry_run_of_create(arguments)? else {
         return Ok(None);
     };
-    let text = String::from_utf8_lossy(&output);
-    let json = text.find('{').map_or("", |at| &text[at..]);
-    let Ok(DryRun { config }) = serde_json::from_str(json) else {
-        return Ok(None);
-    };
+    let config = read_dry_run(&output)?;
     let name = &config.c_info.name;
     if !Store::new(root).domain(name).exists() {
         return Ok(None);
     }
-    // Ends what an earlier command left: the disks are what they are only then.
     let host = Host::connect()?.with_store(root);
-    let record = host.snapshots(name, &Unobserved)?;
-    let layers = layers(&record, &config.disks);
+    let record = host.record_for_start(name, &Unobserved)?;
+    let layers = config
+        .disks
+        .iter()
+        .map(|disk| layer_of(&record, disk))
+        .collect::<Result<Vec<_>>>()?;
     if layers.iter().all(Option::is_none) {
         return Ok(None);
     }
@@ -69,10 +68,55 @@ pub(super) fn for_create(root: &Path, arguments: &[OsString]) -> Result<Option<O
     Ok(Some(format!("disk=[{}]", disks.join(",")).into()))
 }
 
-/// For each disk the layer that it is.
-fn layers<'a>(record: &'a DomainRecord, disks: &[DeviceDisk]) -> Vec<Option<&'a Layer>> {
-    let layer = |disk: &DeviceDisk| record.active_layer(Path::new(disk.pdev_path.as_deref()?));
-    disks.iter().map(layer).collect()
+/// The configuration in what a dry run printed: a line for people may come before it. One that cannot be read
+/// is an error, since nobody knows then which images the domain would write to.
+fn read_dry_run(output: &[u8]) -> Result<Config> {
+    let unreadable = |error: serde_json::Error| {
+        Error::new(ErrorKind::Toolstack, "read what `xl -N create` printed").because(error)
+    };
+    let text = String::from_utf8_lossy(output);
+    let json = match text.split_once('\n') {
+        Some((line, rest)) if !line.trim_start().starts_with('{') => rest,
+        _ => &text,
+    };
+    let mut values = serde_json::Deserializer::from_str(json).into_iter::<DryRun>();
+    match values.next() {
+        Some(run) => run.map(|run| run.config).map_err(unreadable),
+        None => Err(Error::new(
+            ErrorKind::Toolstack,
+            "`xl -N create` printed no configuration",
+        )),
+    }
+}
+
+/// The layer that a disk is, whichever of the images that it consists of the configuration names.
+fn layer_of<'a>(record: &'a DomainRecord, disk: &DeviceDisk) -> Result<Option<&'a Layer>> {
+    let Some(path) = disk.pdev_path.as_deref().map(Path::new) else {
+        return Ok(None);
+    };
+    let own = record.layers.iter().map(|layer| (&*layer.image, layer));
+    let bases = record.layers.iter().map(|layer| (&*layer.base.image, layer));
+    let known = own
+        .chain(bases)
+        .find(|(image, _)| is_same_file(image, path))
+        .map(|(_, layer)| &*layer.base.image);
+    let Some(base) = known else { return Ok(None) };
+    match record.active_layer(base) {
+        Some(active) if is_same_file(&active.image, path) => Ok(None),
+        Some(active) => Ok(Some(active)),
+        None if disk.is_writable() && record.is_frozen(path) => Err(Error::new(
+            ErrorKind::Stale,
+            format!("snapshots stand on {}, and no layer is the disk", path.display()),
+        )),
+        None => Ok(None),
+    }
+}
+
+/// Whether two paths lead to one file, also by a link or another mount.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
+    one == other || identity(one).is_some_and(|one| Some(one) == identity(other))
 }
 
 /// A disk as an entry of `disk=[...]` (xl-disk-configuration(5)), with the image of a layer.
@@ -173,10 +217,11 @@ mod tests {
             pdev_path: Some("/i/b.raw".into()),
             ..raw.clone()
         };
-        let found = layers(&record, &[raw.clone(), other]);
-        assert_eq!(found, [Some(&layer()), None]);
+        let found = layer_of(&record, &raw).unwrap();
+        assert_eq!(found, Some(&layer()));
+        assert_eq!(layer_of(&record, &other).unwrap(), None);
         assert_eq!(
-            specification(&raw, found[0]).unwrap(),
+            specification(&raw, found).unwrap(),
             "\"vdev=xvda,format=qcow2,access=rw,backendtype=qdisk,discard,target=/i/a,b.qcow2\""
         );
         let cdrom =
@@ -185,6 +230,39 @@ mod tests {
             specification(&cdrom, None).unwrap(),
             "\"vdev=hdc,access=ro,devtype=cdrom,target=\""
         );
+    }
+
+    #[test]
+    fn what_xl_would_do_is_read_behind_its_line_for_people_or_refused() {
+        let config = r#"{"domid":null,"config":{"c_info":{"name":"g"},"disks":[]}}"#;
+        for text in [
+            config.to_owned(),
+            format!("Parsing config from /etc/{{x}}.cfg\n{config}\n"),
+        ] {
+            assert_eq!(read_dry_run(text.as_bytes()).unwrap().c_info.name, "g");
+        }
+        for bad in ["", "Parsing config from g\n", "Parsing\n{\"config\":5}"] {
+            assert!(read_dry_run(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_image_is_known_by_any_of_its_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let (base, link) = (directory.path().join("base"), directory.path().join("link"));
+        std::fs::write(&base, b"").unwrap();
+        std::os::unix::fs::symlink(&base, &link).unwrap();
+        let mut record = DomainRecord::new("g");
+        let mut layer = layer();
+        layer.base.image = base.as_path().into();
+        record.add_layers(&[layer.clone()]);
+        let disk = |path: &Path| DeviceDisk {
+            pdev_path: Some(path.display().to_string()),
+            readwrite: 1,
+            ..DeviceDisk::default()
+        };
+        assert_eq!(layer_of(&record, &disk(&link)).unwrap(), Some(&layer));
+        assert_eq!(layer_of(&record, &disk(&layer.image)).unwrap(), None);
     }
 
     #[test]

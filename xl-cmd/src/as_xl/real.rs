@@ -6,12 +6,21 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+/// Says in the environment which process became the real one, so that it is noticed if that is one of us again:
+/// another installation.
+const BECAME: &str = "XL_EXT_BECAME_XL";
+
 /// Becomes it. Returns only if that fails.
 pub(super) fn become_xl(arguments: &[OsString]) -> Error {
+    let own = std::process::id().to_string();
+    if std::env::var(BECAME).is_ok_and(|pid| pid == own) {
+        return Error::new(ErrorKind::Toolstack, "there is no other xl on the path than this program")
+            .hint("is it installed twice under that name?");
+    }
     match find() {
         Err(error) => error,
         Ok(xl) => {
-            let error = Command::new(&xl).args(arguments).exec();
+            let error = Command::new(&xl).args(arguments).env(BECAME, own).exec();
             Error::io(format!("run {}", xl.display()), error)
         }
     }
@@ -19,7 +28,17 @@ pub(super) fn become_xl(arguments: &[OsString]) -> Error {
 
 /// Asks it what it would make of the arguments of `create`, which does nothing. None if it refuses them: it
 /// says so itself when it is run for real.
+///
+/// # Errors
+/// If the configuration comes from standard input, which can be read once only.
 pub(super) fn dry_run_of_create(arguments: &[OsString]) -> Result<Option<Vec<u8>>> {
+    if arguments.iter().any(|word| word == "-" || word == "/dev/stdin") {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "a configuration from standard input cannot be looked at before it is used",
+        )
+        .hint("put it into a file, or call the real xl by its path"));
+    }
     let xl = find()?;
     let output = Command::new(&xl)
         .args(["-N", "create"])

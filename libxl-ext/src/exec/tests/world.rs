@@ -388,6 +388,7 @@ impl Image {
                 seconds: self.written,
                 nanoseconds: 0,
             },
+            is_device: false,
             backing: self.backing.clone(),
             snapshots: snapshots.collect(),
         }

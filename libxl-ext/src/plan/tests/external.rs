@@ -36,6 +36,7 @@ fn facts(backing: Option<&Backing>, allocated: u64) -> ImageFacts {
             seconds: 1_650_000_000,
             nanoseconds: 7,
         },
+        is_device: false,
         backing: backing.map(|below| below.image.to_path_buf()),
         snapshots: Vec::new(),
     }
@@ -194,7 +195,7 @@ fn what_somebody_else_wrote_to_is_neither_used_nor_hidden() {
     disk.format = Some("raw".into());
     let error = super::super::create(&inventory, &named("new"), &fresh()).unwrap_err();
     assert!(
-        error.report().contains("which snapshots stand on"),
+        error.report().contains("which others stand on"),
         "{}",
         error.report()
     );
