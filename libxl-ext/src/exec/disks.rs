@@ -137,8 +137,8 @@ impl Performer<'_> {
         let Some(view) = self.find_by_name()? else {
             return Ok(None);
         };
-        // One that cannot be reached has ended, or has no disks.
-        let nodes = self.ports.block.nodes(view.life).unwrap_or_default();
+        // Without its word nobody knows what is open.
+        let nodes = self.ports.block.nodes(view.life)?;
         Ok(Some(Qemu {
             life: view.life,
             state: view.state,
@@ -264,19 +264,18 @@ impl Performer<'_> {
             open.iter()
                 .try_for_each(|layer| self.ports.images.remove_layer(layer))
         });
-        match settled {
-            Ok(()) if wake => self.wake(qemu.life),
-            Ok(()) => Ok(()),
-            Err(error) => Err(Error::new(
+        let awake = settled.and_then(|()| if wake { self.wake(qemu.life) } else { Ok(()) });
+        awake.map_err(|error| {
+            Error::new(
                 ErrorKind::NeedsRepair,
                 format!(
-                    "domain '{}' is between two images, and paused",
+                    "domain '{}' may be between two images, and paused",
                     self.plan.domain
                 ),
             )
             .because(error)
-            .hint("the next command for this domain goes on with it")),
-        }
+            .hint("the next command for this domain goes on with it")
+        })
     }
 
     /// Tells libxl of the disks that are the images below layers now.

@@ -107,10 +107,13 @@ impl DomainRecord {
 
     /// Whether a snapshot's state, or a layer, is lost when the content of the image changes.
     pub fn is_frozen(&self, image: &Path) -> bool {
-        self.layers_on(image).next().is_some()
-            || self
-                .proofs()
-                .any(|proof| proof.kind == DiskKind::External && &*proof.target.image == image)
+        self.layers_on(image).next().is_some() || self.is_a_state(image)
+    }
+
+    /// Whether the image itself is the state of a snapshot.
+    pub fn is_a_state(&self, image: &Path) -> bool {
+        self.proofs()
+            .any(|proof| proof.kind == DiskKind::External && &*proof.target.image == image)
     }
 
     /// The disks of all snapshots that are not being deleted.

@@ -6,7 +6,7 @@ use super::{Memory, Plan, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::{DiskKind, DiskTarget};
 use crate::model::domain::DomainState;
-use crate::model::layer::Layer;
+use crate::model::layer::{Into, Layer};
 use crate::model::name::SnapshotId;
 use crate::model::record::SnapshotRecord;
 use crate::observe::Inventory;
@@ -186,10 +186,13 @@ impl Checker<'_> {
                     "merges images before the point of no return",
                 )?;
                 self.chains.merge(merge)?;
+                let is_disk =
+                    |image: &Path| self.open.contains(image) && !self.chains.was_left_for(image);
+                // One whose merge was begun may have been left already.
+                let begun = merge.layer.merging == Some(Into::Below);
                 let below = merge.layer.backing.as_ref();
                 require(
-                    below.is_none_or(|below| !self.open.contains(&*below.image))
-                        || below.is_some_and(|below| self.chains.was_left_for(&below.image)),
+                    begun || !below.is_some_and(|below| is_disk(&below.image)),
                     "merges into or out of an image that the domain writes to itself",
                 )?;
             }

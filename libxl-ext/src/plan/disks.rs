@@ -2,7 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::{DeviceDisk, DiskKind, DiskTarget, ImageFormat};
-use crate::model::layer::Layer;
+use crate::model::layer::{Into, Layer};
 use crate::model::name::{SnapshotId, SnapshotName};
 use crate::model::record::DiskProof;
 use crate::observe::Inventory;
@@ -226,10 +226,12 @@ fn require_as_recorded(inventory: &Inventory, target: &DiskTarget) -> Result<()>
     let record = &inventory.record;
     let active = record.active_layer(&record.base_of(target).image);
     // One whose merge was begun may have been left already.
-    let is_another = active.is_some_and(|layer| {
-        layer.image != target.image && layer.merging != Some(crate::model::layer::Into::Below)
-    });
-    if !is_another && !record.is_frozen(&target.image) {
+    let is_leaving = |layer: &Layer| layer.merging == Some(Into::Below);
+    let is_another = active.is_some_and(|layer| layer.image != target.image && !is_leaving(layer));
+    let is_below = record
+        .layers_on(&target.image)
+        .any(|layer| !is_leaving(layer));
+    if !is_another && !is_below && !record.is_a_state(&target.image) {
         return Ok(());
     }
     let error = Error::new(

@@ -95,7 +95,10 @@ fn layer_of<'a>(record: &'a DomainRecord, disk: &DeviceDisk) -> Result<Option<&'
         return Ok(None);
     };
     let own = record.layers.iter().map(|layer| (&*layer.image, layer));
-    let bases = record.layers.iter().map(|layer| (&*layer.base.image, layer));
+    let bases = record
+        .layers
+        .iter()
+        .map(|layer| (&*layer.base.image, layer));
     let known = own
         .chain(bases)
         .find(|(image, _)| is_same_file(image, path))
@@ -106,7 +109,10 @@ fn layer_of<'a>(record: &'a DomainRecord, disk: &DeviceDisk) -> Result<Option<&'
         Some(active) => Ok(Some(active)),
         None if disk.is_writable() && record.is_frozen(path) => Err(Error::new(
             ErrorKind::Stale,
-            format!("snapshots stand on {}, and no layer is the disk", path.display()),
+            format!(
+                "snapshots stand on {}, and no layer is the disk",
+                path.display()
+            ),
         )),
         None => Ok(None),
     }
@@ -115,7 +121,11 @@ fn layer_of<'a>(record: &'a DomainRecord, disk: &DeviceDisk) -> Result<Option<&'
 /// Whether two paths lead to one file, also by a link or another mount.
 fn is_same_file(one: &Path, other: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
-    let identity = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
+    let identity = |path: &Path| {
+        std::fs::metadata(path)
+            .map(|file| (file.dev(), file.ino()))
+            .ok()
+    };
     one == other || identity(one).is_some_and(|one| Some(one) == identity(other))
 }
 

@@ -14,8 +14,11 @@ const BECAME: &str = "XL_EXT_BECAME_XL";
 pub(super) fn become_xl(arguments: &[OsString]) -> Error {
     let own = std::process::id().to_string();
     if std::env::var(BECAME).is_ok_and(|pid| pid == own) {
-        return Error::new(ErrorKind::Toolstack, "there is no other xl on the path than this program")
-            .hint("is it installed twice under that name?");
+        return Error::new(
+            ErrorKind::Toolstack,
+            "there is no other xl on the path than this program",
+        )
+        .hint("is it installed twice under that name?");
     }
     match find() {
         Err(error) => error,
@@ -32,7 +35,10 @@ pub(super) fn become_xl(arguments: &[OsString]) -> Error {
 /// # Errors
 /// If the configuration comes from standard input, which can be read once only.
 pub(super) fn dry_run_of_create(arguments: &[OsString]) -> Result<Option<Vec<u8>>> {
-    if arguments.iter().any(|word| word == "-" || word == "/dev/stdin") {
+    if arguments
+        .iter()
+        .any(|word| word == "-" || word == "/dev/stdin")
+    {
         return Err(Error::new(
             ErrorKind::Unsupported,
             "a configuration from standard input cannot be looked at before it is used",
