@@ -175,6 +175,31 @@ fn corrupt(path: &Path, how: &str) -> Error {
     .hint("restore it from a backup; nothing was changed")
 }
 
+/// Checks that `read` refuses `bytes` with any one of them changed to any other value: as newer where that is the
+/// digit of a version, at one of `versions`, else as corrupt.
+#[cfg(test)]
+pub(crate) fn refuses_every_changed_byte<T: std::fmt::Debug>(
+    bytes: &[u8],
+    versions: &[usize],
+    read: impl Fn(&[u8]) -> Result<T>,
+) {
+    for at in 0..bytes.len() {
+        for value in (0..=u8::MAX).filter(|value| *value != bytes[at]) {
+            let mut changed = bytes.to_vec();
+            changed[at] = value;
+            let error =
+                read(&changed).expect_err(&format!("byte {at} of {} is {value}", bytes.len()));
+            let is_newer = versions.contains(&at) && (b'2'..=b'9').contains(&value);
+            let expected = if is_newer {
+                ErrorKind::NewerVersion
+            } else {
+                ErrorKind::Corrupt
+            };
+            assert_eq!(error.kind(), expected, "byte {at} is {value}");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,22 +222,9 @@ mod tests {
                     .is_err()
             );
         }
-        for at in 0..sealed.len() {
-            for value in (0..=u8::MAX).filter(|value| *value != sealed[at]) {
-                let mut changed = sealed.clone();
-                changed[at] = value;
-                let error = Envelope::RECORD
-                    .open::<(String, u8)>(&changed, path)
-                    .unwrap_err();
-                let is_newer = at == "libxl-ext record ".len() && (b'2'..=b'9').contains(&value);
-                let expected = if is_newer {
-                    ErrorKind::NewerVersion
-                } else {
-                    ErrorKind::Corrupt
-                };
-                assert_eq!(error.kind(), expected, "byte {at} is {value}");
-            }
-        }
+        refuses_every_changed_byte(&sealed, &["libxl-ext record ".len()], |changed| {
+            Envelope::RECORD.open::<(String, u8)>(changed, path)
+        });
     }
 
     #[test]

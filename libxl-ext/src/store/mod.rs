@@ -12,6 +12,8 @@ pub(crate) mod atomic;
 mod envelope;
 mod lock;
 
+#[cfg(test)]
+pub(crate) use envelope::refuses_every_changed_byte;
 pub use envelope::{Envelope, FORMAT_VERSION};
 pub use lock::{DomainLock, LockWait};
 
