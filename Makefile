@@ -14,8 +14,8 @@ STAGE = $(OUT)/stage
 LAB = $(CARGO_TARGET_DIR)/release/lab
 NAME ?= main
 
-.PHONY: demo test check lab-test prerequisites build stage install uninstall clean
-.PHONY: fmt clippy unit fuzz fuzz-short abi pages capi consumers
+.PHONY: demo test check lab-test table prerequisites build stage install uninstall clean
+.PHONY: fmt clippy unit fuzz fuzz-short abi pages capi consumers faults no-faults powercut
 .PHONY: lab-build lab-boot lab-run lab-shell lab-install lab-logs lab-poweroff lab-power-cut lab-destroy
 
 ## What README promises
@@ -39,6 +39,7 @@ DENY = $(if $(findstring $(PINNED),$(shell $(CARGO) --version)),-D warnings)
 
 clippy:
 	$(CARGO) clippy --workspace --all-targets --locked -- $(DENY)
+	$(CARGO) clippy --package xl-cmd --package libxl-ext --features xl-cmd/fault-points --locked -- $(DENY)
 
 unit:
 	$(CARGO) test --workspace --locked --quiet
@@ -57,7 +58,7 @@ fuzz-short:
 # The C library as others see it, without Xen: its symbols, its headers in C++, its types from C.
 ABI = $(MAKE) --no-print-directory -C tests/abi
 abi:
-	$(MAKE) --no-print-directory PROFILE=debug stage
+	$(MAKE) --no-print-directory PROFILE=debug stage no-faults
 	$(ABI) -f consumers.mk STAGE=$(CARGO_TARGET_DIR)/debug/stage OUT=$(CARGO_TARGET_DIR)/debug/consumers
 	$(ABI) gentest XL_IDL=$(CARGO_TARGET_DIR)/debug/xl-idl LIBDIR=$(CARGO_TARGET_DIR)/debug/stage/usr/local/lib \
 		OUT=$(CARGO_TARGET_DIR)/debug/gentest
@@ -71,8 +72,34 @@ pages: abi
 consumers: stage
 	$(ABI) -f consumers.mk STAGE=$(STAGE) OUT=$(OUT)/consumers daemon
 
-lab-test: consumers $(LAB)
-	$(LAB) test --stage $(STAGE) --logs $(CARGO_TARGET_DIR)/lab-logs
+# What docs/features.md claims, this run has to show.
+LOGS = $(CARGO_TARGET_DIR)/lab-logs
+lab-test: consumers faults no-faults $(LAB)
+	$(LAB) test --stage $(STAGE) --logs $(LOGS)
+	$(LAB) table --results $(LOGS)/results.json --out $(CARGO_TARGET_DIR)/features.md --check docs/features.md
+
+# From the results of the last make lab-test, or of several runs: make table RESULTS='A/results.json B/results.json'.
+RESULTS ?= $(LOGS)/results.json
+table: $(LAB)
+	$(LAB) table --results $(RESULTS)
+
+# Power cuts at random moments: make powercut N=50 [SEED=...]
+N ?= 50
+powercut: stage $(LAB)
+	$(LAB) power-cuts --stage $(STAGE) --cuts $(N) $(addprefix --seed ,$(SEED)) --logs $(LOGS)
+
+# The program as it is with the points at which the steps kill it. Where cargo puts it is where the one without
+# them belongs, which is put back.
+FAULTS = $(OUT)/consumers/xl-ext-faults
+faults: stage
+	$(CARGO) build --profile $(PROFILE:debug=dev) --locked --package xl-cmd --features fault-points
+	install -D -m 0755 $(BUILT)/xl-ext $(FAULTS)
+	$(CARGO) build --profile $(PROFILE:debug=dev) --locked --package xl-cmd
+	grep -q XL_EXT_FAULT $(FAULTS)
+
+# What is installed has none of them.
+no-faults: stage
+	! grep -rlF XL_EXT_FAULT $(STAGE)
 
 ## Build and install
 

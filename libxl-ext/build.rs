@@ -11,6 +11,7 @@ const IDL: &str = "../idl/libxl_ext_types.idl";
 /// What we call of libxl, and the C library's functions for what it allocates and formats.
 const FUNCTIONS: &str = "libxl_(ctx_alloc|ctx_free|childproc_setmode|name_to_domid|domid_to_name|retrieve_domain_configuration\
     |domain_config_(init|dispose|to_json|from_json)|domain_restore_params_(init|dispose)\
+    |userdata_(store|retrieve)|physinfo_(init|dispose)|get_physinfo\
     |domain_(suspend|resume|pause|unpause|destroy|create_restore)|device_disk_.*)\
     |vsnprintf|free|xtl_log|xtl_createlogger_stdiostream";
 
@@ -71,6 +72,7 @@ fn bind_libxl(out: &Path) {
             "#include <stdio.h>\n#include <stdlib.h>\n#include <libxl.h>\n#include <libxl_utils.h>\n",
         )
         .allowlist_function(FUNCTIONS)
+        .allowlist_var("LIBXL_SUSPEND_LIVE")
         .allowlist_type("xentoollog_logger|libxl_error|libxl_domain_type|libxl_asyncop_how")
         .generate()
         .expect("bindgen reads libxl.h (package libclang-dev)")

@@ -127,10 +127,10 @@ int libxl_ext_set_store(libxl_ctx *ctx, const char *directory);
 
 /*
  * Takes a snapshot of a domain's memory and of all its writable disks, at one instant. The guest goes
- * on afterwards.
+ * on afterwards. With LIBXL_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY, of the disks of a domain that is off.
  *
- * Of *snapshot, `name` (NULL: the time in seconds since the epoch) and `description` are read;
- * `memory_file` and `disks` must be empty, so one that was filled before is disposed of and initialised
+ * Of *snapshot, `name` (NULL: the time in seconds since the epoch), `description` and `memory_file` (an
+ * absolute path of a new file; NULL: one in the store) are read; `disks` must be empty, so one that was filled before is disposed of and initialised
  * anew. On success it is replaced by the snapshot as it was recorded. It belongs to the caller, before
  * and afterwards, and stays valid until the operation completes.
  */

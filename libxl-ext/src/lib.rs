@@ -3,6 +3,9 @@
 //! [`snapshot::Host`] is the way in. `docs/ARCHITECTURE.md` shows how the modules work together.
 
 pub mod agent;
+pub mod bundle;
+pub mod check;
+pub mod diff;
 pub mod error;
 pub mod event;
 pub mod exec;
@@ -20,5 +23,6 @@ pub mod store;
 // A union of which one value has a member matches all others at once.
 #[allow(clippy::match_wildcard_for_single_variants)]
 pub mod types;
+pub mod verify;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,17 +1,23 @@
 //! Asks the ports once and returns plain data, from which everything is then decided.
 
+mod off;
+
+pub use off::{OffDomain, layer_of};
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::{DeviceDisk, ImageFacts, ImageFormat};
 use crate::model::domain::{DomainLife, DomainState, GuestType};
+use crate::model::layer::Backing;
 use crate::model::name::SnapshotId;
 use crate::model::process::ProcessId;
 use crate::model::record::DomainRecord;
 use crate::port::{DomainView, Ports};
-use crate::store::{DomainStore, Store};
+use crate::store::{DomainStore, Store, free_bytes};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// All that a plan is made of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,15 +26,21 @@ pub struct Inventory {
     pub domain: String,
     /// The running domain, if there is one.
     pub live: Option<LiveDomain>,
+    /// The domain as it would be started, if it is not running and that is known.
+    pub off: Option<OffDomain>,
+    /// Why that is not known though something should tell.
+    pub off_unknown: Option<String>,
     /// What the store keeps.
     pub record: DomainRecord,
-    /// Every qcow2 image that the running domain or a snapshot names; `None` where the file is missing.
+    /// Every image that the running domain or a snapshot names; `None` where the file is missing.
     pub images: BTreeMap<PathBuf, Option<ImageFacts>>,
     /// Why an image that is there could not be read; it counts as missing in `images`.
     pub unreadable: BTreeMap<PathBuf, String>,
     /// Length in bytes of each snapshot's memory image; none where the file is missing.
     pub memory: BTreeMap<SnapshotId, u64>,
-    /// Bytes that can be written below the store.
+    /// Images that other domains' snapshots need, with the domain.
+    pub claimed: BTreeMap<PathBuf, String>,
+    /// Bytes that can be written where memory images go.
     pub free_bytes: u64,
 }
 
@@ -43,6 +55,8 @@ pub struct LiveDomain {
     pub guest_type: GuestType,
     /// Its memory, in bytes.
     pub memory_bytes: u64,
+    /// Whether the hypervisor can tell which pages the guest writes to.
+    pub dirty_pages_known: bool,
     /// xl's process that acts on its reboot, poweroff and crash; none if it was started without.
     pub monitor: Option<ProcessId>,
     /// Its disks, in the order of its configuration.
@@ -50,11 +64,10 @@ pub struct LiveDomain {
 }
 
 impl LiveDomain {
-    /// Whether it has a QEMU for its disks.
+    /// Whether it has a QEMU, for its disks or as its device model.
     pub fn has_qemu(&self) -> bool {
-        self.disks
-            .iter()
-            .any(|disk| disk.backend.as_deref() == Some("qdisk"))
+        let is_qdisk = |disk: &DeviceDisk| disk.backend.as_deref() == Some("qdisk");
+        self.guest_type == GuestType::Hvm || self.disks.iter().any(is_qdisk)
     }
 }
 
@@ -147,12 +160,71 @@ impl Target {
     }
 }
 
+/// What is looked at for one request, beside what belongs to the domain in any case.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asked<'a> {
+    /// What the domain is made of where it is off, in libxl's JSON, as the user says.
+    pub configuration: Option<&'a Value>,
+    /// Where the memory is to be written, if not to the store.
+    pub memory_file: Option<&'a Path>,
+}
+
+/// The domain of a name of which nothing may be known yet.
+///
+/// # Errors
+/// [`ErrorKind::InvalidRequest`] for a name that no domain has; what the ports report.
+pub fn named(ports: &Ports, store: &Store, name: &str) -> Result<Target> {
+    if name.is_empty() || name.contains('\0') {
+        return Err(Error::new(
+            ErrorKind::InvalidRequest,
+            "a domain has a name of at least one character",
+        ));
+    }
+    let target = Target {
+        store: store.domain(name),
+        name: name.to_owned(),
+        view: None,
+    };
+    target.look_again(ports)
+}
+
+/// What the records of the other domains name.
+fn claimed(own: &DomainStore) -> BTreeMap<PathBuf, String> {
+    let others = own.others();
+    let images = others.iter().flat_map(|record| {
+        record
+            .images()
+            .map(|image| (image.to_path_buf(), record.domain.clone()))
+    });
+    images.collect()
+}
+
 /// Looks at everything that belongs to a domain.
 ///
 /// # Errors
 /// What the ports and the store report; [`ErrorKind::DomainState`] for a dying domain.
 pub fn observe(ports: &Ports, target: &Target) -> Result<Inventory> {
-    let record = target.store.load()?;
+    observe_for(ports, target, Asked::default())
+}
+
+/// As [`observe`], with an eye on a request.
+///
+/// # Errors
+/// As [`observe`]; [`ErrorKind::InvalidRequest`] if the configuration that the user says cannot be read.
+pub fn observe_for(ports: &Ports, target: &Target, asked: Asked<'_>) -> Result<Inventory> {
+    observe_with(ports, target, asked, target.store.load()?)
+}
+
+/// The same, with a record that is not, or not yet, the store's.
+///
+/// # Errors
+/// As [`observe_for`].
+pub(crate) fn observe_with(
+    ports: &Ports,
+    target: &Target,
+    asked: Asked<'_>,
+    record: DomainRecord,
+) -> Result<Inventory> {
     let live = target
         .view
         .map(|view| observe_live(ports, &target.name, view))
@@ -162,17 +234,43 @@ pub fn observe(ports: &Ports, target: &Target) -> Result<Inventory> {
     // The domain's QEMU knows best what is in the images that it has open.
     if let Some(live) = live.as_ref().filter(|live| live.has_qemu()) {
         for node in ports.block.nodes(live.life)? {
-            if node.driver == ImageFormat::Qcow2.driver() {
+            if ImageFormat::of(&node.driver).is_some() {
                 images.insert(node.image.into_path_buf(), Some(node.facts));
             }
         }
     }
-    for proof in record.snapshots.iter().flat_map(|snapshot| &snapshot.disks) {
-        let path = proof.target.image.to_path_buf();
+    let of_snapshots = record.snapshots.iter().flat_map(|snapshot| &snapshot.disks);
+    let of_snapshots = of_snapshots.map(|proof| Backing::from(&proof.target));
+    let of_layers = record.layers.iter().flat_map(|layer| {
+        let own = Backing::from(&layer.target());
+        layer.backing.clone().into_iter().chain([own])
+    });
+    let (mut off, mut off_unknown) = (None, None);
+    if live.is_none() {
+        match OffDomain::find(&target.store, &record, asked.configuration) {
+            Ok(found) => off = found,
+            Err(error) if asked.configuration.is_some() => return Err(error),
+            Err(error) => off_unknown = Some(error.report()),
+        }
+    }
+    let of_off = off
+        .iter()
+        .flat_map(|off| &off.disks)
+        .filter(|disk| disk.is_writable())
+        .filter_map(|disk| {
+            Some(Backing {
+                image: Path::new(disk.pdev_path.as_deref()?).into(),
+                format: ImageFormat::of(disk.format.as_deref()?)?,
+            })
+        })
+        .filter(|disk| disk.image.is_absolute());
+    let of_off: Vec<_> = of_off.collect();
+    for known in of_snapshots.chain(of_layers).chain(of_off) {
+        let path = known.image.to_path_buf();
         if let Entry::Vacant(unseen) = images.entry(path) {
             let facts = ports
                 .images
-                .facts(unseen.key(), proof.target.format)
+                .facts(unseen.key(), known.format)
                 .unwrap_or_else(|error| {
                     unreadable.insert(unseen.key().clone(), error.report());
                     None
@@ -180,22 +278,31 @@ pub fn observe(ports: &Ports, target: &Target) -> Result<Inventory> {
             unseen.insert(facts);
         }
     }
+    if let Some(off) = &mut off {
+        off.settle_backends(|image| images.get(image)?.clone())?;
+    }
     let memory = record
         .snapshots
         .iter()
         .filter_map(|snapshot| {
-            let file = std::fs::symlink_metadata(target.store.memory_path(snapshot.id)).ok()?;
+            let file = std::fs::symlink_metadata(target.store.memory_of(snapshot)).ok()?;
             file.is_file().then_some((snapshot.id, file.len()))
         })
         .collect();
     Ok(Inventory {
         domain: target.name.clone(),
         live,
+        off,
+        off_unknown,
         record,
         images,
         unreadable,
         memory,
-        free_bytes: target.store.free_bytes()?,
+        claimed: claimed(&target.store),
+        free_bytes: match asked.memory_file {
+            Some(file) => free_bytes(file)?,
+            None => target.store.free_bytes()?,
+        },
     })
 }
 
@@ -218,7 +325,11 @@ fn observe_live(ports: &Ports, name: &str, view: DomainView) -> Result<LiveDomai
             .because(error)
         })?,
     };
+    // The others use the processor's own paging, which tells.
+    let dirty_pages_known =
+        configuration.guest_type != GuestType::Pv || ports.toolstack.has_shadow_paging()?;
     Ok(LiveDomain {
+        dirty_pages_known,
         life: view.life,
         state: view.state,
         guest_type: configuration.guest_type,

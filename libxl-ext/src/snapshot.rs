@@ -3,18 +3,25 @@
 //! Each one that changes something goes the same way: lock, recover what an earlier process left,
 //! observe, plan, check, execute.
 
+use crate::bundle::{self, Exported, ImportRequest, Imported};
+use crate::check::{self, Findings};
+use crate::diff::{self, Difference};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
 use crate::exec::{self, Outcome, Recovered};
 use crate::memory;
+use crate::model::disk::DiskKind;
 use crate::model::domain::Keeper;
+use crate::model::name::SnapshotName;
 use crate::model::record::{DomainRecord, SnapshotRecord};
-use crate::observe::{Naming, Target, observe, resolve};
-use crate::plan::{self, Fresh, Plan, Request};
+use crate::observe::{self, Naming, Target, observe, observe_for, resolve};
+use crate::plan::{self, CreateRequest, Fresh, Plan, Request, RevertRequest};
 use crate::port::Ports;
-use crate::store::{DEFAULT_ROOT, DomainLock, LockWait, Store};
+use crate::store::{DEFAULT_ROOT, DomainLock, LockWait, RecordFile, Store};
 use crate::types::DomainSnapshot;
+use crate::verify::{Finding, verify};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A Xen host and the store of its snapshots.
 pub struct Host {
@@ -22,6 +29,37 @@ pub struct Host {
     store: Store,
     keeper: Keeper,
     naming: Naming,
+}
+
+/// What was found of a domain, whose lock is held.
+pub struct Inspection<'a> {
+    host: &'a Host,
+    target: Target,
+    lock: DomainLock,
+    found: Findings,
+}
+
+impl Inspection<'_> {
+    /// What was found, and what would mend it.
+    pub fn found(&self) -> &Findings {
+        &self.found
+    }
+
+    /// Does what mends it, and returns what is found afterwards.
+    ///
+    /// # Errors
+    /// That of the first repair that fails; doing it again goes on.
+    pub fn repair(self, observer: &dyn Observer) -> Result<Findings> {
+        check::perform(
+            &self.found.repairs,
+            &self.target.store,
+            &self.lock,
+            observer,
+        )?;
+        let Host { ports, store, .. } = self.host;
+        let survey = check::survey(ports, store, &self.target, observer)?;
+        Ok(check::find(&survey))
+    }
 }
 
 /// What an operation did.
@@ -33,6 +71,8 @@ pub struct Done {
     pub record: DomainRecord,
     /// What went wrong after the operation was completed, in what only tidies up.
     pub left_over: Option<Error>,
+    /// How long the guest stood still for a snapshot, from when libxl saw it suspended until it could go on.
+    pub pause: Option<Duration>,
 }
 
 impl Host {
@@ -82,16 +122,9 @@ impl Host {
         request: &Request,
         observer: &dyn Observer,
     ) -> Result<Done> {
-        let (target, lock, plan) = self.prepare(domain, request, observer)?;
-        for note in &plan.notes {
-            observer.note(note);
-        }
-        let Outcome { left_over } = exec::run(&plan, &self.ports, &target.store, &lock, observer)?;
-        Ok(Done {
-            record: target.store.load()?,
-            plan,
-            left_over,
-        })
+        let (target, lock) = self.open(domain, request, observer)?;
+        let plan = self.plan_for(&target, request)?;
+        self.carry_out(&target, &lock, plan, observer)
     }
 
     /// What [`Host::execute`] would do.
@@ -99,28 +132,109 @@ impl Host {
     /// # Errors
     /// The refusals of the planner.
     pub fn plan(&self, domain: &str, request: &Request, observer: &dyn Observer) -> Result<Plan> {
-        self.prepare(domain, request, observer)
-            .map(|(_, _, plan)| plan)
+        // The lock is held until all is planned.
+        let (target, _lock) = self.open(domain, request, observer)?;
+        self.plan_for(&target, request)
     }
 
-    /// Everything up to the first change. The lock comes first: what is observed under it no other
-    /// operation of ours can change.
-    fn prepare(
+    /// Reverts as [`Host::execute`] does, and keeps the present state as a snapshot: its memory too, unless the domain
+    /// is off. Returns what both did, the snapshot first. No other operation comes between the two.
+    ///
+    /// # Errors
+    /// As [`Host::execute`]. If the revert can be seen to be impossible, there is no snapshot; if it fails once that
+    /// is taken, the snapshot stays, and the error says so.
+    pub fn revert_keeping(
+        &self,
+        domain: &str,
+        revert: &RevertRequest,
+        keep: Option<SnapshotName>,
+        observer: &dyn Observer,
+    ) -> Result<(Done, Done)> {
+        let revert = Request::Revert(revert.clone());
+        let (target, lock) = self.open(domain, &revert, observer)?;
+        self.plan_for(&target, &revert)?;
+        let plan = self.plan_for(&target, &keeping(&target, keep))?;
+        let kept = self.carry_out(&target, &lock, plan, observer)?;
+        let reverted = self.look_again(target).and_then(|target| {
+            let plan = self.plan_for(&target, &revert)?;
+            self.carry_out(&target, &lock, plan, observer)
+        });
+        let reverted = reverted.map_err(|error| {
+            error.while_doing(format!(
+                "the state of domain '{}' before the revert is kept as snapshot '{}'",
+                kept.plan.domain, kept.plan.snapshot
+            ))
+        })?;
+        Ok((kept, reverted))
+    }
+
+    /// What [`Host::revert_keeping`] would do: the snapshot, and the revert as it would be without that.
+    ///
+    /// # Errors
+    /// The refusals of the planner.
+    pub fn plan_keeping(
+        &self,
+        domain: &str,
+        revert: &RevertRequest,
+        keep: Option<SnapshotName>,
+        observer: &dyn Observer,
+    ) -> Result<(Plan, Plan)> {
+        let revert = Request::Revert(revert.clone());
+        let (target, _lock) = self.open(domain, &revert, observer)?;
+        let reverted = self.plan_for(&target, &revert)?;
+        let kept = self.plan_for(&target, &keeping(&target, keep))?;
+        Ok((kept, reverted))
+    }
+
+    /// The lock comes first: what is observed under it no other operation of ours can change.
+    fn open(
         &self,
         domain: &str,
         request: &Request,
         observer: &dyn Observer,
-    ) -> Result<(Target, DomainLock, Plan)> {
-        let named = resolve(&self.ports, &self.store, domain, self.naming)?;
+    ) -> Result<(Target, DomainLock)> {
+        let named = match request.asked().configuration {
+            // It brings what is to be known of the domain.
+            Some(_) => observe::named(&self.ports, &self.store, domain)?,
+            None => resolve(&self.ports, &self.store, domain, self.naming)?,
+        };
         let lock = named.store.lock(LockWait::No)?;
         self.recover_locked(&named, &lock, observer)?;
         // Whoever held the lock before, and recovery too, may have given the domain another domid.
-        let target = named.look_again(&self.ports)?;
-        let inventory = observe(&self.ports, &target)?;
+        Ok((self.look_again(named)?, lock))
+    }
+
+    fn look_again(&self, target: Target) -> Result<Target> {
+        target.look_again(&self.ports)
+    }
+
+    /// Everything up to the first change, under the lock.
+    fn plan_for(&self, target: &Target, request: &Request) -> Result<Plan> {
+        let inventory = observe_for(&self.ports, target, request.asked())?;
         let mut plan = request.plan(&inventory, &Fresh::now())?;
         plan.keeper = self.keeper;
         plan::check(&plan, &inventory)?;
-        Ok((target, lock, plan))
+        Ok(plan)
+    }
+
+    fn carry_out(
+        &self,
+        target: &Target,
+        lock: &DomainLock,
+        plan: Plan,
+        observer: &dyn Observer,
+    ) -> Result<Done> {
+        for note in &plan.notes {
+            observer.note(note);
+        }
+        let Outcome { left_over, pause } =
+            exec::run(&plan, &self.ports, &target.store, lock, observer)?;
+        Ok(Done {
+            record: target.store.load()?,
+            plan,
+            left_over,
+            pause,
+        })
     }
 
     /// All snapshots of a domain, running or not.
@@ -131,6 +245,85 @@ impl Host {
         let target = resolve(&self.ports, &self.store, domain, self.naming)?;
         self.recover(&target, observer)?;
         target.store.load()
+    }
+
+    /// The record of a domain that is about to be started: what an earlier command left is ended first, and no
+    /// operation is in progress.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`], or what recovery and the store report.
+    pub fn record_for_start(&self, domain: &str, observer: &dyn Observer) -> Result<DomainRecord> {
+        let named = resolve(&self.ports, &self.store, domain, Naming::Name)?;
+        let lock = named.store.lock(LockWait::No)?;
+        self.recover_locked(&named, &lock, observer)?;
+        named.store.load()
+    }
+
+    /// Looks whether snapshots are what they were: memory images by checksum, disks by what they are known by,
+    /// layers by what they stand on. Without a `name` all of them, and the disks themselves. Nothing is
+    /// changed, but that recovery goes first.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSuchSnapshot`], [`ErrorKind::Locked`], or what the store and the ports report. What is
+    /// found is no error.
+    pub fn verify(
+        &self,
+        domain: &str,
+        name: Option<&str>,
+        observer: &dyn Observer,
+    ) -> Result<Vec<Finding>> {
+        let named = resolve(&self.ports, &self.store, domain, self.naming)?;
+        // What is being changed is not as it was.
+        let lock = named.store.lock(LockWait::No)?;
+        self.recover_locked(&named, &lock, observer)?;
+        let target = named.look_again(&self.ports)?;
+        let inventory = observe(&self.ports, &target)?;
+        if let Some(name) = name {
+            inventory.record.find(name)?;
+        }
+        Ok(verify(&inventory, &target.store, name, observer))
+    }
+
+    /// Looks whether the record says what is there, and what is there is recorded. Nothing is changed; with
+    /// `recover`, what an earlier process left is ended first. The lock is held as long as the answer.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NewerVersion`], [`ErrorKind::Locked`], or what the ports report. What is found is no error.
+    pub fn inspect(
+        &self,
+        domain: &str,
+        recover: bool,
+        observer: &dyn Observer,
+    ) -> Result<Inspection<'_>> {
+        let named = match resolve(&self.ports, &self.store, domain, self.naming) {
+            // A domain whose record is gone may have everything else.
+            Err(error) if error.kind() == ErrorKind::NoSuchDomain => {
+                let store = self.store.domain(domain);
+                if !store.directory().is_dir() {
+                    return Err(error);
+                }
+                Target {
+                    name: domain.to_owned(),
+                    store,
+                    view: None,
+                }
+            }
+            named => named?,
+        };
+        let lock = named.store.lock(LockWait::No)?;
+        // Recovery asks the record how far the operation got.
+        let can_recover = !matches!(named.store.read()?, RecordFile::Damaged(_));
+        if recover && can_recover {
+            self.recover_locked(&named, &lock, observer)?;
+        }
+        let target = named.look_again(&self.ports)?;
+        let survey = check::survey(&self.ports, &self.store, &target, observer)?;
+        Ok(Inspection {
+            host: self,
+            found: check::find(&survey),
+            target,
+            lock,
+        })
     }
 
     /// Copies a snapshot's memory image to a new file that stock `xl restore` takes.
@@ -154,14 +347,80 @@ impl Host {
                 format!("snapshot '{name}' holds no memory"),
             )
         })?;
-        memory::export(&target.store.memory_path(snapshot.id), proof, to, observer)
+        for disk in snapshot
+            .disks
+            .iter()
+            .filter(|disk| disk.kind == DiskKind::External)
+        {
+            observer.note(&format!(
+                "the file names {}, which the snapshot stands on: before a restore from it, let its \
+                 configuration name a new image on top of that",
+                disk.target
+            ));
+        }
+        memory::export(&target.store.memory_of(snapshot), proof, to, observer)
+    }
+
+    /// What changed from one snapshot to another. All of both is read, and nothing changed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSuchSnapshot`], [`ErrorKind::Locked`]; [`ErrorKind::Corrupt`] for a snapshot that is not what it
+    /// was; what the ports report.
+    pub fn diff(
+        &self,
+        domain: &str,
+        [from, to]: [&str; 2],
+        observer: &dyn Observer,
+    ) -> Result<Difference> {
+        let named = resolve(&self.ports, &self.store, domain, self.naming)?;
+        let lock = named.store.lock(LockWait::No)?;
+        self.recover_locked(&named, &lock, observer)?;
+        let target = named.look_again(&self.ports)?;
+        let inventory = observe(&self.ports, &target)?;
+        let find = |name| inventory.record.find(name);
+        diff::diff(
+            &self.ports,
+            &inventory,
+            &target.store,
+            [find(from)?, find(to)?],
+            observer,
+        )
+    }
+
+    /// Writes all snapshots of a domain that is not running, with their images, to one new file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DomainState`] while the domain is there, or anybody has its images open;
+    /// [`ErrorKind::Corrupt`] for snapshots that are not what they were; [`ErrorKind::Unsupported`] for images that
+    /// cannot be taken along; what the file system says. No file is left then.
+    pub fn export(&self, domain: &str, to: &Path, observer: &dyn Observer) -> Result<Exported> {
+        let named = resolve(&self.ports, &self.store, domain, self.naming)?;
+        let lock = named.store.lock(LockWait::No)?;
+        self.recover_locked(&named, &lock, observer)?;
+        let target = named.look_again(&self.ports)?;
+        let inventory = observe(&self.ports, &target)?;
+        bundle::export(&self.ports, &inventory, &target.store, to, observer)
+    }
+
+    /// Makes of such a file the snapshots of a domain that there is not yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] and [`ErrorKind::NewerVersion`] for a file that cannot be believed,
+    /// [`ErrorKind::InvalidRequest`] for a name that is taken; what the file system says. Nothing is left then.
+    pub fn import(
+        &self,
+        from: &Path,
+        request: &ImportRequest,
+        observer: &dyn Observer,
+    ) -> Result<Imported> {
+        bundle::import(&self.ports, &self.store, from, request, observer)
     }
 
     /// V6's view of a snapshot, with the memory image's path filled in.
     pub fn domain_snapshot(&self, domain: &str, record: &SnapshotRecord) -> DomainSnapshot {
         let mut snapshot = record.snapshot.clone();
         if record.memory.is_some() {
-            let path = self.store.domain(domain).memory_path(record.id);
+            let path = self.store.domain(domain).memory_of(record);
             snapshot.memory_file = Some(path.to_string_lossy().into_owned());
         }
         snapshot
@@ -202,4 +461,13 @@ impl Host {
         }
         Ok(())
     }
+}
+
+/// The request that keeps the present state of a domain.
+fn keeping(target: &Target, name: Option<SnapshotName>) -> Request {
+    Request::Create(CreateRequest {
+        name,
+        disk_only: target.view.is_none(),
+        ..CreateRequest::default()
+    })
 }

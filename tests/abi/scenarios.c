@@ -7,6 +7,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <libxl_utils.h>
 #include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -477,6 +478,63 @@ static void run_release(const struct arguments *arguments)
            before.open);
 }
 
+/* Memory elsewhere, and none
+ * ========================== */
+
+static void run_file(const struct arguments *arguments)
+{
+    struct daemon daemon;
+    libxl_domain_snapshot snapshot;
+    char file[1024];
+
+    snprintf(file, sizeof(file), "%s.memory", arguments->store);
+    daemon_open(&daemon, "main", arguments->store, LIBXL_REAPS);
+    libxl_domain_snapshot_init(&snapshot);
+    snapshot.name = strdup("filed");
+    snapshot.memory_file = strdup(file);
+    EXPECT_RC(libxl_domain_snapshot_create(daemon.ctx, arguments->domain, &snapshot, 0, NULL, NULL),
+              0, "create filed");
+    EXPECT(snapshot.memory && strcmp(snapshot.memory_file, file) == 0, "%s", snapshot.memory_file);
+    EXPECT(access(file, F_OK) == 0, "%s: %s", file, strerror(errno));
+    EXPECT_RC(libxl_domain_snapshot_revert(daemon.ctx, arguments->domain, "filed", 0, NULL, NULL), 0,
+              "revert to filed");
+    EXPECT_RC(libxl_domain_snapshot_delete(daemon.ctx, arguments->domain, "filed", 0, NULL, NULL), 0,
+              "delete filed");
+    EXPECT(access(file, F_OK) != 0, "%s is there still", file);
+    libxl_domain_snapshot_dispose(&snapshot);
+    daemon_close(&daemon);
+}
+
+/* The domain is off, and a snapshot of it is kept. */
+static void run_disk_only(const struct arguments *arguments)
+{
+    const unsigned int disk_only = LIBXL_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY;
+    struct daemon daemon;
+    libxl_domain_snapshot snapshot;
+    uint32_t domid;
+
+    daemon_open(&daemon, "main", arguments->store, LIBXL_REAPS);
+    libxl_domain_snapshot_init(&snapshot);
+    snapshot.name = strdup("off");
+    EXPECT_RC(libxl_domain_snapshot_create(daemon.ctx, arguments->domain, &snapshot, disk_only, NULL,
+                                           NULL),
+              0, "create off");
+    EXPECT(!snapshot.memory && !snapshot.memory_file, "it has a memory");
+    EXPECT(snapshot.num_disks > 0, "it has no disks");
+    EXPECT_RC(libxl_domain_snapshot_revert(daemon.ctx, arguments->domain, "off",
+                                           LIBXL_DOMAIN_SNAPSHOT_REVERT_RUNNING, NULL, NULL),
+              ERROR_NI, "revert to off, running");
+    EXPECT(logger_has_error(daemon.logger, "off"), "the refusal says nothing");
+    logger_clear(daemon.logger);
+    EXPECT_RC(libxl_domain_snapshot_revert(daemon.ctx, arguments->domain, "off", 0, NULL, NULL), 0,
+              "revert to off");
+    EXPECT(libxl_name_to_domid(daemon.ctx, arguments->domain, &domid), "it is domain %u", domid);
+    EXPECT_RC(libxl_domain_snapshot_delete(daemon.ctx, arguments->domain, "off", 0, NULL, NULL), 0,
+              "delete off");
+    libxl_domain_snapshot_dispose(&snapshot);
+    daemon_close(&daemon);
+}
+
 /* Refusals
  * ======== */
 
@@ -551,6 +609,11 @@ static void run_errors(const struct arguments *arguments)
     logger_clear(daemon.logger);
 
     refuse(&daemon, &calls[0], domain, "no/name", 0, ERROR_INVAL, "no/name");
+    refuse(&daemon, &calls[0], domain, "running", LIBXL_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY,
+           ERROR_NOT_READY, "is running");
+    refuse(&daemon, &calls[0], domain, "live",
+           LIBXL_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | LIBXL_DOMAIN_SNAPSHOT_CREATE_LIVE, ERROR_INVAL,
+           "DISK_ONLY");
     operation_prepare(&operation, &daemon, "create taken", EVENTS);
     EXPECT_RC(create(&operation, domain, "taken"), 0, "create taken");
     refuse(&daemon, &calls[0], domain, "taken", 0, ERROR_INVAL, "taken");
@@ -570,6 +633,8 @@ const struct scenario scenarios[] = {
     {"abort", "in a callback, in the loop and from another thread", 1, run_abort},
     {"both", "two domains in one loop", 2, run_both},
     {"release", "of a ctx in the middle of an operation", 1, run_release},
+    {"file", "memory in a file of the caller's", 1, run_file},
+    {"disk-only", "of a domain that is off", 1, run_disk_only},
     {"errors", "what is refused, and how", 1, run_errors},
     {NULL, NULL, 0, NULL},
 };

@@ -1,9 +1,10 @@
 //! What can be typed. Validation that needs no host happens here; a mistake ends with exit status 2.
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
+use libxl_ext::model::disk::DiskKind;
 use libxl_ext::model::domain::GuestState;
 use libxl_ext::model::name::SnapshotName;
-use libxl_ext::plan::DeleteScope;
+use libxl_ext::plan::{DeleteScope, DiskChoice, Take};
 use libxl_ext::store::DEFAULT_ROOT;
 use std::path::PathBuf;
 
@@ -40,6 +41,20 @@ pub(crate) enum Command {
     SnapshotRevert(Revert),
     /// Delete a snapshot, with or without those below it.
     SnapshotDelete(Delete),
+    /// Look whether snapshots are what they were when they were taken.
+    SnapshotVerify(Verify),
+    /// Look whether the store says what is there, and mend what can be mended without a loss.
+    SnapshotCheck(Check),
+    /// Show what changed from one snapshot to another.
+    SnapshotDiff(Diff),
+    /// Give a snapshot another name.
+    SnapshotRename(Rename),
+    /// Give a snapshot another description.
+    SnapshotDescribe(Describe),
+    /// Write all snapshots of a domain that is off, with their images, to one new file.
+    SnapshotExport(Export),
+    /// Make of such a file the snapshots of a domain that there is not yet.
+    SnapshotImport(Import),
     /// Copy a snapshot's memory image to a new file that stock `xl restore` takes.
     SnapshotExportMemory(ExportMemory),
 }
@@ -52,10 +67,32 @@ pub(crate) struct Create {
     /// Words of your own.
     #[arg(long, value_name = "TEXT")]
     pub(crate) description: Option<String>,
+    /// Let the guest run while most of its memory is written.
+    #[arg(long, conflicts_with = "disk_only")]
+    pub(crate) live: bool,
+    /// Take only the disks, of a domain that is off.
+    #[arg(long)]
+    pub(crate) disk_only: bool,
+    /// The domain's configuration file, for --disk-only [default: as in the snapshot that it comes from].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) domain_config: Option<PathBuf>,
+    /// Write the memory to a new file instead of the store.
+    #[arg(long, value_name = "PATH", conflicts_with = "disk_only")]
+    pub(crate) memory_file: Option<PathBuf>,
+    /// Take what is not said here from a description of the snapshot, in the syntax of xl.cfg.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Let every disk go on in a new image on top of the present one [default: raw disks only].
+    #[arg(long)]
+    pub(crate) external: bool,
+    /// Say how one disk is taken; may be given for several.
+    #[arg(long = "disk", value_name = "VDEV[,snapshot=no|internal|external][,file=PATH]", value_parser = disk_choice)]
+    pub(crate) disks: Vec<DiskChoice>,
     #[command(flatten)]
     pub(crate) output: Output,
-    /// The domain.
-    pub(crate) domain: String,
+    /// The domain [default: the one that --domain-config names].
+    #[arg(required_unless_present = "domain_config")]
+    pub(crate) domain: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -93,6 +130,11 @@ pub(crate) struct Revert {
     /// Revert even though the present state is lost by it.
     #[arg(long)]
     pub(crate) force: bool,
+    /// Keep the present state as a snapshot first [default name: as for snapshot-create].
+    // So clap says that the option may be given without its value.
+    #[allow(clippy::option_option)]
+    #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true, value_parser = snapshot_name)]
+    pub(crate) keep_current: Option<Option<SnapshotName>>,
     #[command(flatten)]
     pub(crate) output: Output,
     /// The domain.
@@ -141,6 +183,96 @@ impl Delete {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The domain.
+    pub(crate) domain: String,
+    /// The snapshot [default: all of them, and the disks].
+    pub(crate) name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// Mend what can be mended without losing anything.
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The domain.
+    pub(crate) domain: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Diff {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The domain.
+    pub(crate) domain: String,
+    /// The first snapshot.
+    pub(crate) from: String,
+    /// The second one.
+    pub(crate) to: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rename {
+    #[command(flatten)]
+    pub(crate) output: Output,
+    /// The domain.
+    pub(crate) domain: String,
+    /// The snapshot.
+    pub(crate) name: String,
+    /// Its new name.
+    #[arg(value_parser = snapshot_name)]
+    pub(crate) new_name: SnapshotName,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Describe {
+    #[command(flatten)]
+    pub(crate) output: Output,
+    /// The domain.
+    pub(crate) domain: String,
+    /// The snapshot.
+    pub(crate) name: String,
+    /// Words of your own.
+    pub(crate) text: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The domain.
+    pub(crate) domain: String,
+    /// The new file.
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// Name of the domain here [default: the one that it had].
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Directory in which its images get a directory of their own [default: in the store].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) directory: Option<PathBuf>,
+    /// Take the paths in its configuration as they are, of a kernel for instance.
+    #[arg(long)]
+    pub(crate) keep_paths: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The file.
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ExportMemory {
     /// The domain.
     pub(crate) domain: String,
@@ -163,6 +295,43 @@ pub(crate) struct Output {
 
 fn snapshot_name(name: &str) -> Result<SnapshotName, String> {
     SnapshotName::new(name).map_err(|error| error.report())
+}
+
+/// `VDEV[,snapshot=no|internal|external][,file=PATH]`. The path goes to the end, whatever is in it.
+pub(crate) fn disk_choice(text: &str) -> Result<DiskChoice, String> {
+    let (vdev, mut rest) = text.split_once(',').unwrap_or((text, ""));
+    let mut choice = DiskChoice {
+        vdev: vdev.to_owned(),
+        take: None,
+        file: None,
+    };
+    if vdev.is_empty() || vdev.contains('=') {
+        return Err("it begins with the disk's virtual device, such as xvda".into());
+    }
+    while !rest.is_empty() {
+        if let Some(path) = rest.strip_prefix("file=") {
+            choice.file = Some(path.into());
+            break;
+        }
+        let (word, after) = rest.split_once(',').unwrap_or((rest, ""));
+        choice.take = Some(match word.strip_prefix("snapshot=") {
+            Some("no") => Take::No,
+            Some("internal") => Take::As(DiskKind::Internal),
+            Some("external") => Take::As(DiskKind::External),
+            _ => {
+                return Err(format!(
+                    "{word:?} is none of snapshot=no|internal|external and file=PATH"
+                ));
+            }
+        });
+        rest = after;
+    }
+    match (choice.take, &choice.file) {
+        (Some(Take::No | Take::As(DiskKind::Internal)), Some(_)) => {
+            Err("a file is only for snapshot=external".into())
+        }
+        _ => Ok(choice),
+    }
 }
 
 #[cfg(test)]
@@ -225,7 +394,7 @@ mod tests {
                 match parse(&words).map(|arguments| arguments.command) {
                     Ok(Command::SnapshotCreate(create)) => {
                         assert_eq!(create.name.unwrap().as_str(), name);
-                        assert_eq!(create.domain, "g1");
+                        assert_eq!(create.domain.as_deref(), Some("g1"));
                         assert!(!create.output.plan && SnapshotName::new(name).is_ok());
                     }
                     Ok(other) => panic!("{other:?}"),
@@ -274,8 +443,42 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         };
+        let keep = |words: &[&str]| {
+            let words = ["xl-ext", "snapshot-revert"].iter().chain(words);
+            match Arguments::try_parse_from(words).unwrap().command {
+                Command::SnapshotRevert(revert) => revert.keep_current,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(keep(&["g1", "a"]), None);
+        assert_eq!(keep(&["--keep-current", "g1", "a"]), Some(None));
+        let name = SnapshotName::new("-rf").unwrap();
+        assert_eq!(keep(&["--keep-current=-rf", "g1", "a"]), Some(Some(name)));
         assert!(!force(&["--paused"]));
         assert!(force(&["--paused", "--force"]));
+    }
+
+    #[test]
+    fn what_is_said_of_a_disk_is_understood_or_refused() {
+        let choice = |text: &str| disk_choice(text);
+        let taken = choice("xvdb,snapshot=external,file=/i/a,b.qcow2").unwrap();
+        assert_eq!(
+            (&*taken.vdev, taken.take),
+            ("xvdb", Some(Take::As(DiskKind::External)))
+        );
+        assert_eq!(taken.file.unwrap(), PathBuf::from("/i/a,b.qcow2"));
+        assert_eq!(choice("xvda,snapshot=no").unwrap().take, Some(Take::No));
+        assert_eq!(choice("xvda").unwrap().take, None);
+        for bad in [
+            "",
+            ",snapshot=no",
+            "snapshot=no",
+            "xvda,snapshot=maybe",
+            "xvda,x",
+            "xvda,snapshot=no,file=/a",
+        ] {
+            assert!(choice(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
@@ -292,8 +495,12 @@ mod tests {
                 "a",
             ],
             &["snapshot-delete", "--force", "g1", "a"],
+            &["snapshot-create"],
+            &["snapshot-create", "--disk-only", "--live", "g1"],
+            &["snapshot-create", "--disk-only", "--memory-file=/m", "g1"],
             &["snapshot-list", "--tree", "--json", "g1"],
             &["snapshot-revert", "g1"],
+            &["snapshot-revert", "--keep-current=../x", "g1", "a"],
             &[],
         ] {
             let error =

@@ -15,6 +15,7 @@ pub(crate) fn done_json(host: &Host, done: &Done) -> Value {
         "id": done.plan.id,
         "snapshot": done.plan.snapshot,
         "notes": done.plan.notes,
+        "pause_ms": done.pause.map(|pause| pause.as_secs_f64() * 1e3),
         "now": list_json(host, &done.record),
     })
 }
@@ -129,8 +130,9 @@ pub(crate) fn info(record: &DomainRecord, snapshot: &SnapshotRecord, zone: &Time
         row(
             "Disk",
             format!(
-                "{} internal, {}",
+                "{} {}, {}",
                 proof.target.vdev,
+                proof.kind,
                 proof.target.image.display()
             ),
         );
@@ -240,6 +242,7 @@ mod tests {
                 },
                 memory: (number != 3).then_some(memory),
                 disks: Vec::new(),
+                configuration: None,
             });
         }
         domain.mark_deleting(&[domain.snapshots[1].id]);

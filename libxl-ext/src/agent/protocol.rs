@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// The protocol of this version. An agent refuses another one: it was not installed with the library.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The line that asks the agent to stop.
 pub const ABORT: &str = "abort";
@@ -43,6 +43,12 @@ pub enum Call {
         name: Option<String>,
         /// Words of the user's own.
         description: Option<String>,
+        /// Whether the guest runs while most of its memory is written.
+        live: bool,
+        /// Only the disks, of a domain that is off.
+        disk_only: bool,
+        /// Where the memory image goes, if not to the store.
+        memory_file: Option<PathBuf>,
     },
     /// `libxl_domain_snapshot_revert`
     Revert {

@@ -197,9 +197,19 @@ fn carry_out(
 /// The request that a call stands for; none where it only looks.
 fn request(call: &Call) -> Result<Option<Request>> {
     Ok(match call.clone() {
-        Call::Create { name, description } => Some(Request::Create(CreateRequest {
+        Call::Create {
+            name,
+            description,
+            live,
+            disk_only,
+            memory_file,
+        } => Some(Request::Create(CreateRequest {
             name: name.map(SnapshotName::new).transpose()?,
             description,
+            live,
+            disk_only,
+            memory_file,
+            ..CreateRequest::default()
         })),
         Call::Revert { name, state, force } => {
             Some(Request::Revert(RevertRequest { name, state, force }))
@@ -360,13 +370,13 @@ mod tests {
 
     #[test]
     fn an_order_of_another_version_is_refused_whatever_it_looks_like() {
-        let reports = answer_to(r#"{"version": 2, "everything": "else"}"#);
+        let reports = answer_to(r#"{"version": 1, "everything": "else"}"#);
         assert_eq!(code(&reports), sys::libxl_error_ERROR_VERSION);
     }
 
     #[test]
     fn nonsense_is_refused() {
-        for nonsense in ["", "{", "[]", r#"{"version": 1}"#] {
+        for nonsense in ["", "{", "[]", r#"{"version": 2}"#] {
             assert_eq!(code(&answer_to(nonsense)), sys::libxl_error_ERROR_FAIL);
         }
     }
@@ -376,6 +386,9 @@ mod tests {
         let call = Call::Create {
             name: Some("../x".into()),
             description: None,
+            live: false,
+            disk_only: false,
+            memory_file: None,
         };
         let reports = answer(&order(call), || panic!("it was asked"));
         assert_eq!(code(&reports), sys::libxl_error_ERROR_INVAL);

@@ -1,20 +1,24 @@
 //! The engine: one plan from its first step to its last, or back.
 
+use super::fault::{self, Stage, Way};
 use super::journal::Journal;
 use super::perform::{Measured, Performer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
-use crate::plan::{Memory, Operation, Plan};
+use crate::plan::{Memory, Operation, Plan, Step, StoreChange};
 use crate::port::Ports;
 use crate::store::{DomainLock, DomainStore};
 use std::cell::Cell;
 use std::cmp::Ordering;
+use std::time::Duration;
 
 /// How an operation ended that did what it should.
 #[derive(Debug)]
 pub struct Outcome {
     /// What went wrong after the operation was completed, in what only tidies up.
     pub left_over: Option<Error>,
+    /// How long the guest stood still, if it did, and libxl told since when.
+    pub pause: Option<Duration>,
 }
 
 /// Carries out `plan`. The lock says that nobody else works on the domain.
@@ -44,9 +48,13 @@ pub fn run(
     for (at, step) in plan.steps.iter().enumerate() {
         performer.post_progress(at);
         let result = abort_wanted(observer, at <= no_loss)
+            .inspect(|()| fault::at_step(Way::Do, at, step, Stage::Next))
             .and_then(|()| journal.begin(at))
+            .inspect(|()| fault::at_step(Way::Do, at, step, Stage::Begun))
             .and_then(|()| performer.perform(step, &mut measured))
-            .and_then(|()| journal.done(at));
+            .inspect(|()| fault::at_step(Way::Do, at, step, Stage::Performed))
+            .and_then(|()| journal.done(at))
+            .inspect(|()| fault::at_step(Way::Do, at, step, Stage::Done));
         let Err(error) = result else { continue };
         // A commit that failed may have happened all the same, when only its flush did not.
         let committed = match at.cmp(&no_return) {
@@ -56,13 +64,19 @@ pub fn run(
         };
         return match committed {
             Ok(false) => Err(give_up(plan, at, error, journal, &performer)),
-            Ok(true) => finish_later(plan, journal, error, &performer),
+            Ok(true) => {
+                finish_later(plan, step, journal, error, &performer).map(|outcome| Outcome {
+                    pause: measured.pause,
+                    ..outcome
+                })
+            }
             Err(unknown) => Err(in_doubt(plan, &error, unknown)),
         };
     }
     performer.withdraw_progress();
     Ok(Outcome {
         left_over: journal.close().err(),
+        pause: measured.pause,
     })
 }
 
@@ -125,12 +139,33 @@ fn aftermath(performer: &Performer<'_>, at: usize) -> String {
 /// The operation is completed; only tidying up failed.
 fn finish_later(
     plan: &Plan,
+    step: &Step,
     journal: Journal,
     error: Error,
     performer: &Performer<'_>,
 ) -> Result<Outcome> {
     performer.withdraw_progress();
     if plan.operation == Operation::SnapshotDelete {
+        if error.kind() == ErrorKind::NeedsRepair || step.must_be_finished() {
+            // The journal stays: it knows how to go on.
+            return Err(Error::new(
+                ErrorKind::NeedsRepair,
+                format!(
+                    "{} of '{}', domain '{}', is done only in part",
+                    plan.operation.as_str(),
+                    plan.snapshot,
+                    plan.domain
+                ),
+            )
+            .because(error)
+            .hint(
+                "remove what stands in the way; the next command for this domain goes on with it",
+            ));
+        }
+        // Now it is known that nobody but us wrote to what the merges wrote to.
+        if let Err(unknown) = performer.commit(&StoreChange::Stopped, &Measured::default()) {
+            tracing::warn!("{}", unknown.report());
+        }
         // The record says that the deletion has begun: giving the command again finishes it.
         if let Err(close) = journal.close() {
             tracing::warn!("{}", close.report());
@@ -146,6 +181,7 @@ fn finish_later(
     }
     Ok(Outcome {
         left_over: Some(error),
+        pause: None,
     })
 }
 
@@ -154,12 +190,12 @@ fn in_doubt(plan: &Plan, error: &Error, unknown: Error) -> Error {
     Error::new(
         ErrorKind::NeedsRepair,
         format!(
-            "{} of '{}' failed ({}), and the record cannot be read to see how far it got",
+            "{} of '{}' failed ({}), and it cannot be seen how far it got",
             plan.operation.as_str(),
             plan.snapshot,
             error.report()
         ),
     )
     .because(unknown)
-    .hint("make the record readable; the next command for this domain goes on")
+    .hint("remove what stands in the way; the next command for this domain goes on")
 }

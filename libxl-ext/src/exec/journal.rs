@@ -5,6 +5,7 @@
 //! not begun. Anything else that does not fit is damage, and the journal is refused: without its later
 //! entries it would tell of less than was done.
 
+use super::fault;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Plan;
 use crate::store::{DomainStore, Envelope, absent_is_fine, atomic};
@@ -34,6 +35,8 @@ enum Entry {
 pub(super) struct Journal {
     path: PathBuf,
     file: File,
+    /// When an earlier process wrote last to it, if it is that one's.
+    killed_at: Option<SystemTime>,
 }
 
 /// How far an operation got.
@@ -59,7 +62,9 @@ impl Journal {
             &path,
             &Envelope::JOURNAL.seal(&Entry::Opened(Box::new(plan.clone())))?,
         )?;
-        Self::append_to(path)
+        let journal = Self::append_to(path)?;
+        fault::at_journal("opened");
+        Ok(journal)
     }
 
     /// Opens the journal that an earlier process left, if there is one.
@@ -76,18 +81,26 @@ impl Journal {
         progress.written = std::fs::metadata(&path)
             .and_then(|file| file.modified())
             .ok();
-        let journal = Self::append_to(path)?;
-        // What a crash cut short would hide the entries that follow it.
-        journal
-            .file
-            .set_len(whole as u64)
-            .map_err(|error| Error::io(format!("repair {}", journal.path.display()), error))?;
+        let mut journal = Self::append_to(path)?;
+        journal.killed_at = progress.written;
+        if whole < bytes.len() {
+            // What a crash cut short would hide the entries that follow it.
+            journal
+                .file
+                .set_len(whole as u64)
+                .and_then(|()| journal.keep_time())
+                .map_err(|error| Error::io(format!("repair {}", journal.path.display()), error))?;
+        }
         Ok(Some((journal, progress)))
     }
 
     fn append_to(path: PathBuf) -> Result<Self> {
         let file = atomic::append_own(&path)?;
-        Ok(Self { path, file })
+        Ok(Self {
+            path,
+            file,
+            killed_at: None,
+        })
     }
 
     pub(super) fn begin(&mut self, step: usize) -> Result<()> {
@@ -108,16 +121,29 @@ impl Journal {
 
     /// The operation has ended, one way or the other.
     pub(super) fn close(self) -> Result<()> {
+        fault::at_journal("closing");
         absent_is_fine(std::fs::remove_file(&self.path))
             .map_err(|error| Error::io(format!("remove {}", self.path.display()), error))?;
-        atomic::sync_directory(self.path.parent().unwrap_or(Path::new("/")))
+        atomic::sync_directory(self.path.parent().unwrap_or(Path::new("/")))?;
+        fault::at_journal("closed");
+        Ok(())
+    }
+
+    /// The time of the file is that of the kill, also after attempts to recover: what is written to images
+    /// between two of them is a stranger's.
+    fn keep_time(&self) -> std::io::Result<()> {
+        match self.killed_at {
+            Some(time) => self.file.set_modified(time),
+            None => Ok(()),
+        }
     }
 
     fn append(&mut self, entry: &Entry) -> Result<()> {
         let bytes = Envelope::JOURNAL.seal(entry)?;
         self.file
             .write_all(&bytes)
-            .and_then(|()| self.file.sync_data())
+            .and_then(|()| self.keep_time())
+            .and_then(|()| self.file.sync_all())
             .map_err(|error| Error::io(format!("write {}", self.path.display()), error))
     }
 }

@@ -1,12 +1,15 @@
 //! Carrying out a plan: journal the intent, do the steps, take them back on an error, and after a crash
 //! finish what had committed and take back what had not.
 
+mod disks;
 mod engine;
+mod fault;
 mod journal;
+mod open_twice;
 mod perform;
 mod recover;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use engine::{Outcome, run};
 #[cfg(fuzzing)]

@@ -1,19 +1,21 @@
 //! What each step does. Every step looks first, so that doing it again changes nothing.
 
+use super::fault::{self, Stage, Way};
 use super::journal::Journal;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
-use crate::memory;
+use crate::memory::{self, own_file};
 use crate::model::disk::{DiskTarget, Stamp};
 use crate::model::domain::{DomainLife, DomainState, GuestState};
+use crate::model::layer::Layer;
 use crate::model::name::SnapshotId;
-use crate::model::record::{DomainRecord, MemoryProof, SnapshotRecord};
-use crate::plan::{Memory, Plan, Step, StoreChange};
+use crate::model::record::{DiskProof, DomainRecord, MemoryProof, SnapshotRecord};
+use crate::plan::{Memory, Plan, Step, StoreChange, Switch, apply_merge};
 use crate::port::{DomainView, Ports};
 use crate::store::DomainStore;
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 /// How long a guest that was asked to suspend when we were killed may take to do so.
@@ -24,13 +26,16 @@ const PAUSES_MAX: usize = 32;
 
 /// How long after its last entry in the journal an operation may still have written to images: QEMU
 /// flushes when it ends.
-const LAST_WRITES: Duration = Duration::from_secs(60);
+pub(super) const LAST_WRITES: Duration = Duration::from_secs(60);
 
 /// What was learned on the way and belongs into the record.
 #[derive(Default)]
 pub(super) struct Measured {
     memory: Option<MemoryProof>,
-    stamps: BTreeMap<Box<Path>, Stamp>,
+    still_since: Option<Instant>,
+    /// How long the guest stood still.
+    pub(super) pause: Option<Duration>,
+    pub(super) stamps: BTreeMap<Box<Path>, Stamp>,
 }
 
 /// Everything that a step needs.
@@ -59,28 +64,65 @@ impl Performer<'_> {
             Step::Wake { life } => self.wake(*life),
             Step::Pause { life } => self.pause(*life),
             Step::SaveMemory {
-                life, id, estimate, ..
+                life,
+                id,
+                estimate,
+                live,
+                file,
+                ..
             } => {
-                let path = self.store.partial_memory_path(*id);
+                let path = match file {
+                    Some(file) => {
+                        own_file::require_new(file)?;
+                        own_file::partial(file, *id)
+                    }
+                    None => self.store.partial_memory_path(*id),
+                };
                 let toolstack = &*self.ports.toolstack;
                 self.still_there(*life)?;
-                let proof =
-                    memory::write_image(toolstack, life.domid, &path, *estimate, self.observer)?;
+                let (domid, observer) = (life.domid, self.observer);
+                let (proof, still_since) =
+                    memory::write_image(toolstack, domid, &path, *estimate, *live, observer)?;
                 measured.memory = Some(proof);
+                measured.still_since = still_since;
                 Ok(())
             }
-            Step::SnapshotDisks { life, id, disks } => {
-                self.ports.block.snapshot(*life, &id.tag(), disks)?;
-                self.read_stamps(*life, *id, disks, measured)
-            }
+            Step::RequireAbsent { images } => images
+                .iter()
+                .try_for_each(|image| self.ports.images.require_absent(image)),
+            Step::CreateLayers { layers } => self.create_layers(layers),
+            Step::ExtractLayers { id, layers } => self.extract_layers(*id, layers),
+            Step::SnapshotDisks {
+                life,
+                id,
+                disks,
+                layers,
+            } => self.snapshot_disks(*life, *id, disks, layers, measured),
+            Step::PointDisks { life, switches } => self.point_disks(*life, switches),
+            Step::LeaveLayers { life, layers, wake } => self.leave_layers(*life, layers, *wake),
+            Step::MergeLayer { merge } => self.merge_layer(merge),
+            Step::RemoveLayers { layers } => self.remove_layers(layers),
             Step::SnapshotImages { id, disks } => disks
                 .iter()
                 .try_for_each(|disk| self.ports.images.create_snapshot(disk, &id.tag())),
-            Step::Resume { life, guest } => self.resume(*life, *guest),
-            Step::Seal { id } => self.store.seal_memory(*id),
+            Step::SettleImages { id, disks, layers } => {
+                self.settle_images(*id, disks, layers, measured)
+            }
+            Step::Resume { life, guest } => {
+                self.resume(*life, *guest)?;
+                measured.pause = measured.still_since.map(|since| since.elapsed());
+                Ok(())
+            }
+            Step::Seal { id, file } => match file {
+                Some(file) => own_file::seal(file, *id),
+                None => self.store.seal_memory(*id),
+            },
+            Step::SettleMemory { id, file } => own_file::settle(file, *id),
+            Step::WithdrawMemory { id, file } => own_file::withdraw(file, *id),
+            Step::RemoveMemory { id, file } => self.remove_memory(*id, file),
             Step::Destroy { life, .. } => self.destroy(*life),
             Step::ApplyImages { id, disks, .. } => self.apply_images(*id, disks),
-            Step::Restore { id, uuid } => self.restore(*id, *uuid),
+            Step::Restore { id, uuid, switches } => self.restore(*id, *uuid, switches),
             Step::BringBack {
                 id,
                 life,
@@ -113,8 +155,11 @@ impl Performer<'_> {
             let _ = journal.undoing(last);
         }
         for (at, step) in self.plan.undo_from(last).iter().enumerate().skip(skip) {
+            fault::at_step(Way::Undo, at, step, Stage::Next);
             self.perform(step, &mut Measured::default())?;
+            fault::at_step(Way::Undo, at, step, Stage::Performed);
             let _ = journal.undone(at + 1);
+            fault::at_step(Way::Undo, at, step, Stage::Done);
         }
         Ok(())
     }
@@ -146,39 +191,53 @@ impl Performer<'_> {
         }
     }
 
-    fn prove(&self, id: SnapshotId, disks: &[DiskTarget]) -> Result<()> {
+    fn prove(&self, id: SnapshotId, disks: &[DiskProof]) -> Result<()> {
         let record = self.recorded(id)?;
-        let proof = record.memory.as_ref().ok_or_else(|| {
-            Error::new(
-                ErrorKind::Corrupt,
-                format!("snapshot '{}' has no memory image", record.name()),
-            )
-        })?;
-        memory::prove(&self.store.memory_path(id), proof, self.observer)?;
-        for disk in disks {
-            let facts = self.ports.images.facts(&disk.image, disk.format)?;
-            if facts.is_none_or(|facts| facts.snapshot(&id.tag()).is_none()) {
+        match &record.memory {
+            Some(proof) => memory::prove(&self.store.memory_of(&record), proof, self.observer)?,
+            None if record.is_disk_only() => {}
+            None => {
                 return Err(Error::new(
                     ErrorKind::Corrupt,
-                    format!(
-                        "{} ({}) no longer holds {}",
-                        disk.image.display(),
-                        disk.vdev,
-                        id.tag()
-                    ),
+                    format!("snapshot '{}' has no memory image", record.name()),
                 ));
             }
         }
-        Ok(())
+        disks
+            .iter()
+            .try_for_each(|proof| self.prove_disk(id, proof))
     }
 
-    fn recorded(&self, id: SnapshotId) -> Result<SnapshotRecord> {
+    pub(super) fn recorded(&self, id: SnapshotId) -> Result<SnapshotRecord> {
         self.store.load()?.get(id).cloned().ok_or_else(|| {
             Error::new(
                 ErrorKind::Stale,
                 format!("snapshot {id} is no longer recorded"),
             )
         })
+    }
+
+    /// Where a memory image is, be it one that is not recorded.
+    fn memory_image(&self, id: SnapshotId) -> Result<PathBuf> {
+        let record = self.store.load()?;
+        Ok(match record.get(id) {
+            Some(snapshot) => self.store.memory_of(snapshot),
+            None => self.store.memory_path(id),
+        })
+    }
+
+    /// A file of the user's own that is not what was written to it is not removed.
+    fn remove_memory(&self, id: SnapshotId, file: &Path) -> Result<()> {
+        let record = self.store.load()?;
+        let Some(proof) = record.get(id).and_then(|snapshot| snapshot.memory.as_ref()) else {
+            return Ok(());
+        };
+        if let Some(why) = own_file::remove_proven(file, proof, self.observer)? {
+            let left = format!("{} is left where it is: {why}", file.display());
+            tracing::warn!("{left}");
+            self.observer.note(&left);
+        }
+        Ok(())
     }
 
     fn still_there(&self, life: DomainLife) -> Result<DomainView> {
@@ -191,7 +250,7 @@ impl Performer<'_> {
     }
 
     /// The domain, if this life of it has not ended.
-    fn look(&self, life: DomainLife) -> Result<Option<DomainView>> {
+    pub(super) fn look(&self, life: DomainLife) -> Result<Option<DomainView>> {
         Ok(self
             .ports
             .hypervisor
@@ -199,10 +258,10 @@ impl Performer<'_> {
             .filter(|view| view.life == life))
     }
 
-    fn wake(&self, life: DomainLife) -> Result<()> {
+    pub(super) fn wake(&self, life: DomainLife) -> Result<()> {
         // Xen counts the pauses of a domain.
         for _ in 0..PAUSES_MAX {
-            if !self.still_there(life)?.paused {
+            if !self.look(life)?.is_some_and(|view| view.paused) {
                 break;
             }
             self.ports.toolstack.unpause(life.domid)?;
@@ -215,31 +274,6 @@ impl Performer<'_> {
             Some(DomainState::Running) => self.ports.toolstack.pause(life.domid),
             _ => Ok(()),
         }
-    }
-
-    fn read_stamps(
-        &self,
-        life: DomainLife,
-        id: SnapshotId,
-        disks: &[DiskTarget],
-        measured: &mut Measured,
-    ) -> Result<()> {
-        let nodes = self.ports.block.nodes(life)?;
-        let tag = id.tag();
-        for disk in disks {
-            let snapshot = nodes
-                .iter()
-                .filter(|node| node.image == disk.image)
-                .find_map(|node| node.facts.snapshot(&tag))
-                .ok_or_else(|| {
-                    Error::new(
-                        ErrorKind::Toolstack,
-                        format!("QEMU made no snapshot {tag} in {}", disk.image.display()),
-                    )
-                })?;
-            measured.stamps.insert(disk.image.clone(), snapshot.stamp);
-        }
-        Ok(())
     }
 
     /// Lets a domain go on that was suspended, or was about to be when we were killed.
@@ -281,14 +315,7 @@ impl Performer<'_> {
         }
     }
 
-    fn apply_images(&self, id: SnapshotId, disks: &[DiskTarget]) -> Result<()> {
-        self.refuse_if_used_since(disks)?;
-        disks
-            .iter()
-            .try_for_each(|disk| self.ports.images.apply_snapshot(disk, &id.tag()))
-    }
-
-    fn restore(&self, id: SnapshotId, uuid: uuid::Uuid) -> Result<()> {
+    fn restore(&self, id: SnapshotId, uuid: uuid::Uuid, switches: &[Switch]) -> Result<()> {
         // What an earlier attempt left half-built.
         self.destroy_restored(uuid)?;
         if let Some(view) = self.find_by_name()? {
@@ -296,7 +323,7 @@ impl Performer<'_> {
         }
         self.ports
             .restorer
-            .restore_paused(&self.store.memory_path(id), self.plan.keeper)?;
+            .restore_paused(&self.memory_image(id)?, self.plan.keeper, switches)?;
         match self.find_by_uuid(uuid)? {
             Some(view) if view.state == DomainState::Paused => Ok(()),
             Some(view) => Err(Error::new(
@@ -327,7 +354,7 @@ impl Performer<'_> {
         self.destroy(life)?;
         self.destroy_restored(life.uuid)?;
         self.apply_images(id, disks)?;
-        self.restore(id, life.uuid)
+        self.restore(id, life.uuid, &[])
     }
 
     fn destroy_rest(&self, life: DomainLife, has_qemu: bool) -> Result<()> {
@@ -373,7 +400,7 @@ impl Performer<'_> {
         Ok(())
     }
 
-    fn usurped(&self, view: DomainView) -> Error {
+    pub(super) fn usurped(&self, view: DomainView) -> Error {
         Error::new(
             ErrorKind::NeedsRepair,
             format!(
@@ -384,44 +411,7 @@ impl Performer<'_> {
         .hint(self.ways_out())
     }
 
-    /// After a kill: a memory image fits the disks as they were left. If somebody used them since, it does
-    /// not. Our own domain is gone by the time that images are set back.
-    fn refuse_if_used_since(&self, disks: &[DiskTarget]) -> Result<()> {
-        if self.killed_at.is_none() || self.images_are_ours.get() {
-            return Ok(());
-        }
-        if let Some(view) = self.find_by_name()? {
-            return Err(self.usurped(view));
-        }
-        self.refuse_if_written_since(disks.iter().map(|disk| &disk.image))?;
-        self.images_are_ours.set(true);
-        Ok(())
-    }
-
-    fn refuse_if_written_since<'a>(
-        &self,
-        images: impl Iterator<Item = &'a Box<Path>>,
-    ) -> Result<()> {
-        let Some(killed_at) = self.killed_at else {
-            return Ok(());
-        };
-        for image in images {
-            let written = std::fs::metadata(image).and_then(|image| image.modified());
-            if written.is_ok_and(|time| time > killed_at + LAST_WRITES) {
-                return Err(Error::new(
-                    ErrorKind::NeedsRepair,
-                    format!(
-                        "{} was written to after the operation had been interrupted",
-                        image.display()
-                    ),
-                )
-                .hint(self.ways_out()));
-            }
-        }
-        Ok(())
-    }
-
-    fn ways_out(&self) -> String {
+    pub(super) fn ways_out(&self) -> String {
         format!(
             "to keep the disks as they are now, remove {}; to go back to the state before the \
              interrupted command, shut the domain down, `touch` that file and give any command",
@@ -441,29 +431,20 @@ impl Performer<'_> {
         }
     }
 
-    fn commit(&self, change: &StoreChange, measured: &Measured) -> Result<()> {
+    pub(super) fn commit(&self, change: &StoreChange, measured: &Measured) -> Result<()> {
         let mut record = self.store.load()?;
         apply(&mut record, change, measured);
+        // As after a kill between the commit and the journal's word of it.
+        #[cfg(test)]
+        {
+            let once = record.clone();
+            apply(&mut record, change, measured);
+            assert_eq!(record, once, "{change:?} is not the same when done twice");
+        }
+        self.restamp(&mut record, change)?;
         record.generation += 1;
         record.last_operation = Some(self.plan.id);
         self.store.save(&record)
-    }
-
-    fn delete_tags(&self, id: SnapshotId, disks: &[DiskTarget]) -> Result<()> {
-        let tag = id.tag();
-        let view = self.find_by_name()?;
-        let nodes = view.map(|view| self.ports.block.nodes(view.life));
-        for disk in disks {
-            match (view, &nodes) {
-                (Some(view), Some(Ok(nodes)))
-                    if nodes.iter().any(|node| node.image == disk.image) =>
-                {
-                    self.ports.block.delete_snapshot(view.life, &tag, disk)?;
-                }
-                _ => self.ports.images.delete_snapshot(disk, &tag)?,
-            }
-        }
-        Ok(())
     }
 
     fn announce(&self) -> Result<()> {
@@ -479,7 +460,7 @@ impl Performer<'_> {
         Ok(())
     }
 
-    fn find_by_name(&self) -> Result<Option<DomainView>> {
+    pub(super) fn find_by_name(&self) -> Result<Option<DomainView>> {
         match self.ports.toolstack.domid_of(&self.plan.domain)? {
             Some(domid) => self.ports.hypervisor.look(domid),
             None => Ok(None),
@@ -493,7 +474,10 @@ impl Performer<'_> {
 
 fn apply(record: &mut DomainRecord, change: &StoreChange, measured: &Measured) {
     match change {
-        StoreChange::Add { record: new } => {
+        StoreChange::Add {
+            record: new,
+            layers,
+        } => {
             if record.get(new.id).is_some() {
                 return;
             }
@@ -503,9 +487,45 @@ fn apply(record: &mut DomainRecord, change: &StoreChange, measured: &Measured) {
                 proof.stamp = measured.stamps.get(&proof.target.image).copied();
             }
             record.add(new);
+            record.add_layers(layers);
+            record.make_disks(&layers.iter().map(Layer::target).collect::<Vec<_>>());
         }
-        StoreChange::SetCurrent { id } => record.current = Some(*id),
-        StoreChange::MarkDeleting { ids } => record.mark_deleting(ids),
-        StoreChange::Remove { ids } => ids.iter().for_each(|id| record.remove(*id)),
+        StoreChange::SetCurrent { id, layers, disks } => {
+            record.current = Some(*id);
+            record.add_layers(layers);
+            record.make_disks(disks);
+        }
+        StoreChange::Edit {
+            id,
+            name,
+            description,
+        } => record.edit(*id, name.as_ref(), description.as_deref()),
+        StoreChange::Merging { merge } => {
+            record.forget_last_writes(&merge.images());
+            record.mark_merging(&merge.layer.image, merge.into);
+        }
+        StoreChange::Merged { merge } => apply_merge(record, merge),
+        StoreChange::Stopped => {}
+        StoreChange::ForgetLayers { images } => {
+            record.forget_layers(images);
+        }
+        StoreChange::MarkDeleting { ids, changing } => {
+            record.mark_deleting(ids);
+            record.forget_last_writes(&changing.iter().map(|image| &**image).collect::<Vec<_>>());
+        }
+        StoreChange::Remove {
+            ids,
+            left_over,
+            tidied,
+            ..
+        } => {
+            for id in ids {
+                record.remove(*id);
+            }
+            record
+                .left_over
+                .retain(|left| !tidied.contains(left) && !left_over.contains(left));
+            record.left_over.extend(left_over.iter().cloned());
+        }
     }
 }

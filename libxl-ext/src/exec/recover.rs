@@ -1,10 +1,11 @@
 //! After a crash: look at the journal that an earlier process left, and end what it began.
 
+use super::fault::{self, Stage, Way};
 use super::journal::Journal;
 use super::perform::{Measured, Performer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
-use crate::plan::{Memory, Operation, Plan};
+use crate::plan::{Memory, Operation, Plan, Step};
 use crate::port::Ports;
 use crate::store::{DomainLock, DomainStore};
 use std::cell::Cell;
@@ -52,7 +53,11 @@ pub fn recover(
         let finished = finish(&performer, &mut journal, plan, from);
         return match finished {
             Ok(()) => journal.close().map(|()| Recovered::Finished(what)),
-            Err(error) if plan.operation == Operation::SnapshotDelete => {
+            Err((step, error))
+                if plan.operation == Operation::SnapshotDelete
+                    && error.kind() != ErrorKind::NeedsRepair
+                    && !step.must_be_finished() =>
+            {
                 // The record says so too, and the user can give the command again.
                 if let Err(close) = journal.close() {
                     tracing::warn!("{}", close.report());
@@ -60,7 +65,7 @@ pub fn recover(
                 observer.note(&format!("{what} is not finished: {}", error.report()));
                 Ok(Recovered::Nothing)
             }
-            Err(error) => Err(stuck(&what, "finished", error)),
+            Err((_, error)) => Err(stuck(&what, "finished", error)),
         };
     }
     let (last, skip) = match (progress.undoing, progress.begun) {
@@ -79,15 +84,21 @@ pub fn recover(
     Ok(Recovered::TakenBack(what))
 }
 
-fn finish(
+/// Does the rest; an error comes with its step.
+fn finish<'a>(
     performer: &Performer<'_>,
     journal: &mut Journal,
-    plan: &Plan,
+    plan: &'a Plan,
     from: usize,
-) -> Result<()> {
+) -> std::result::Result<(), (&'a Step, Error)> {
     for (at, step) in plan.steps.iter().enumerate().skip(from) {
-        performer.perform(step, &mut Measured::default())?;
-        journal.done(at)?;
+        fault::at_step(Way::Finish, at, step, Stage::Next);
+        performer
+            .perform(step, &mut Measured::default())
+            .map_err(|error| (step, error))?;
+        fault::at_step(Way::Finish, at, step, Stage::Performed);
+        journal.done(at).map_err(|error| (step, error))?;
+        fault::at_step(Way::Finish, at, step, Stage::Done);
     }
     performer.withdraw_progress();
     Ok(())

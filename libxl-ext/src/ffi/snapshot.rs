@@ -18,6 +18,7 @@ use crate::types::ffi::{
 };
 use libxl_idl_builtin::c_function::with_ctx;
 use std::ffi::{c_char, c_int, c_uint};
+use std::path::PathBuf;
 
 /// Starts the operation, or waits for its end if there is no `ao_how`.
 ///
@@ -63,16 +64,23 @@ pub unsafe extern "C" fn libxl_domain_snapshot_create(
         let domain = unsafe { argument::text(domname, "the domain's name") }?;
         // SAFETY: the caller promises null or an initialised struct.
         let wanted = unsafe { argument::out(snapshot, "the snapshot") }?;
-        create_flags(flags, wanted)?;
+        let (live, disk_only) = create_flags(flags, wanted)?;
         // SAFETY: the caller promises null or strings.
-        let (name, description) = unsafe {
+        let (name, description, memory_file) = unsafe {
             (
                 argument::optional_text(wanted.name, "the snapshot's name")?,
                 argument::optional_text(wanted.description, "the snapshot's description")?,
+                argument::optional_text(wanted.memory_file, "the snapshot's memory_file")?,
             )
         };
         let name = name.map(SnapshotName::new).transpose()?.map(String::from);
-        let call = Call::Create { name, description };
+        let call = Call::Create {
+            name,
+            description,
+            live,
+            disk_only,
+            memory_file: memory_file.map(PathBuf::from),
+        };
         // SAFETY: the caller promises null or valid pointers.
         unsafe {
             begin(
@@ -87,38 +95,28 @@ pub unsafe extern "C" fn libxl_domain_snapshot_create(
     })
 }
 
-/// Refuses what V6 describes and there is not yet, rather than to do something else.
-fn create_flags(flags: c_uint, wanted: &libxl_domain_snapshot) -> Result<()> {
+/// Whether the guest shall run meanwhile, and whether only the disks are wanted. Refuses what V6 describes and there is not yet, rather than to do
+/// something else.
+fn create_flags(flags: c_uint, wanted: &libxl_domain_snapshot) -> Result<(bool, bool)> {
     let (disk_only, live) = (
         LIBXL_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY,
         LIBXL_DOMAIN_SNAPSHOT_CREATE_LIVE,
     );
     argument::flags(flags, disk_only | live, "libxl_domain_snapshot_create")?;
     let missing = |what: &str| Err(Error::new(ErrorKind::Unsupported, what));
-    if flags & disk_only != 0 {
-        if wanted.memory {
-            return Err(Error::new(
-                ErrorKind::InvalidRequest,
-                "a snapshot cannot be DISK_ONLY and include the memory",
-            ));
-        }
-        return missing(
-            "DISK_ONLY is not possible for a running domain (the disks would be as after a crash), \
-             and for one that does not run it is not implemented yet",
-        );
-    }
-    if flags & live != 0 {
-        return missing("LIVE snapshots are not implemented yet");
-    }
-    if !wanted.memory_file.is_null() {
-        return missing("a memory_file of the caller's choice is not implemented yet");
+    let with_memory = wanted.memory || !wanted.memory_file.is_null() || flags & live != 0;
+    if flags & disk_only != 0 && with_memory {
+        return Err(Error::new(
+            ErrorKind::InvalidRequest,
+            "a snapshot cannot be DISK_ONLY and include the memory",
+        ));
     }
     if wanted.num_disks != 0 {
         return missing(
             "a choice of disks is not implemented yet: all writable ones are in the snapshot",
         );
     }
-    Ok(())
+    Ok((flags & live != 0, flags & disk_only != 0))
 }
 
 /// `libxl_domain_snapshot_delete`

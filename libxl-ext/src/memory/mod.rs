@@ -2,13 +2,16 @@
 //! before they are relied on. The file is what stock `xl save` writes and `xl restore` takes.
 
 mod header;
+pub(crate) mod own_file;
 mod prove;
+mod stream;
 mod write;
 
-#[cfg(fuzzing)]
-pub(crate) use header::header;
-pub(crate) use header::read_header;
-pub(crate) use prove::{export, prove};
+pub(crate) use header::{header, read_header};
+pub(crate) use prove::{export, measure, prove};
+#[cfg(test)]
+pub(crate) use stream::tests::stream;
+pub(crate) use stream::{PAGE, Pages, pages};
 pub(crate) use write::write_image;
 
 /// Bytes that a memory image needs at most, for a guest with so many bytes of memory: the pages, eight

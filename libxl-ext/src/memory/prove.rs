@@ -46,11 +46,22 @@ pub(crate) fn export(
     done
 }
 
+/// What an image of which nothing is recorded is known by from now on.
+///
+/// # Errors
+/// [`ErrorKind::Io`] if it cannot be read.
+pub(crate) fn measure(path: &Path, observer: &dyn Observer) -> Result<MemoryProof> {
+    let mut file = atomic::open_own(path)?;
+    let unreadable = |error| Error::io(format!("read {}", path.display()), error);
+    let bytes = file.metadata().map_err(unreadable)?.len();
+    read(path, &mut file, bytes, observer, |_| Ok(()))
+}
+
 fn scan(
     path: &Path,
     proof: &MemoryProof,
     observer: &dyn Observer,
-    mut each: impl FnMut(&[u8]) -> Result<()>,
+    each: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
     let corrupt = |how: String| {
         Error::new(
@@ -67,6 +78,22 @@ fn scan(
             proof.bytes
         )));
     }
+    let read = read(path, &mut file, proof.bytes, observer, each)?;
+    if read.xxh3 != proof.xxh3 {
+        return Err(corrupt("is damaged: its checksum does not match".into()));
+    }
+    Ok(())
+}
+
+/// Reads a file to its end. `total` is what the progress goes to, in bytes.
+fn read(
+    path: &Path,
+    file: &mut File,
+    total: u64,
+    observer: &dyn Observer,
+    mut each: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<MemoryProof> {
+    let unreadable = |error| Error::io(format!("read {}", path.display()), error);
     let mut hash = Xxh3::new();
     let mut chunk = vec![0; CHUNK];
     let mut done = 0;
@@ -86,14 +113,14 @@ fn scan(
         done += length as u64;
         observer.progress(Progress {
             done,
-            total: proof.bytes,
+            total,
             bytes: true,
         });
     }
-    if format!("{:032x}", hash.digest128()) != proof.xxh3 {
-        return Err(corrupt("is damaged: its checksum does not match".into()));
-    }
-    Ok(())
+    Ok(MemoryProof {
+        bytes: done,
+        xxh3: format!("{:032x}", hash.digest128()),
+    })
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
 
 /// How much is copied at a time, in bytes, and how much the pipe holds.
@@ -25,7 +26,8 @@ const CHUNK: usize = 1 << 20;
 const HEAD: u64 = 16 + 8;
 
 /// Suspends the domain and writes its configuration and memory to a new file at `path`. The domain
-/// stays suspended. `estimate` is the length to expect, in bytes, for the progress.
+/// stays suspended, since the instant that is returned if libxl told. With `live` the guest runs while most
+/// of it is written. `estimate` is the length to expect, in bytes, for the progress.
 ///
 /// The file is not flushed here: the guest waits, and the store seals the file once it runs again.
 ///
@@ -37,8 +39,9 @@ pub(crate) fn write_image(
     domid: u32,
     path: &Path,
     estimate: u64,
+    live: bool,
     observer: &dyn Observer,
-) -> Result<MemoryProof> {
+) -> Result<(MemoryProof, Option<Instant>)> {
     let configuration = toolstack.configuration(domid)?;
     let mut image = Image {
         file: atomic::create_new(path)?,
@@ -53,7 +56,7 @@ pub(crate) fn write_image(
     let _ = rustix::pipe::fcntl_setpipe_size(&sink, CHUNK);
     let (saved, copied) = std::thread::scope(|scope| {
         let copier = scope.spawn(move || copy(source.into(), image, estimate, observer));
-        let saved = toolstack.suspend_to(domid, sink.as_fd(), observer);
+        let saved = toolstack.suspend_to(domid, sink.as_fd(), live, observer);
         drop(sink);
         (saved, copier.join())
     });
@@ -66,7 +69,7 @@ pub(crate) fn write_image(
     match (saved, copied) {
         // If the file could not be written, libxl's complaint about the pipe only follows from it.
         (_, Err(error)) | (Err(error), _) => Err(error),
-        (Ok(()), Ok(image)) => Ok(image.proof()),
+        (Ok(still_since), Ok(image)) => Ok((image.proof(), still_since)),
     }
 }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// `libxl_device_disk` in libxl's JSON dialect: the fields that snapshots decide on by name, every
 /// other one kept as it came, so that nothing is lost between reading a configuration and writing it.
@@ -78,6 +78,17 @@ pub struct Stamp {
 pub struct ImageFacts {
     /// Size that the guest sees, in bytes.
     pub virtual_size: u64,
+    /// Bytes that the file takes on its own disk, without what is below it.
+    pub allocated: u64,
+    /// When the file was last written to.
+    pub written: Stamp,
+    /// Whether it is a block device, of which the time of the last write says nothing.
+    pub is_device: bool,
+    /// Whether it is a layer of ours that was emptied because the image below it holds all of its content. (A
+    /// file that is missing says no such thing: its file system may not be mounted.)
+    pub retired: bool,
+    /// The image below it, as the image itself says. It is compared with our records, never followed.
+    pub backing: Option<PathBuf>,
     /// Internal snapshots in the image.
     pub snapshots: Vec<InternalSnapshot>,
 }
@@ -106,12 +117,14 @@ impl fmt::Display for DiskTarget {
     }
 }
 
-/// Formats that can hold snapshots of their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Formats of images, by libxl's names for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImageFormat {
-    /// QEMU's qcow2.
+    /// QEMU's qcow2, which can hold snapshots of its own.
     Qcow2,
+    /// The disk's content and nothing else.
+    Raw,
 }
 
 impl ImageFormat {
@@ -119,7 +132,35 @@ impl ImageFormat {
     pub const fn driver(self) -> &'static str {
         match self {
             Self::Qcow2 => "qcow2",
+            Self::Raw => "raw",
         }
+    }
+
+    /// The format of libxl's name (`libxl_disk_format`), if it is one of these.
+    pub fn of(name: &str) -> Option<Self> {
+        [Self::Qcow2, Self::Raw]
+            .into_iter()
+            .find(|format| format.driver() == name)
+    }
+}
+
+/// Where a snapshot keeps the state of a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskKind {
+    /// Inside the image, which the guest goes on writing to.
+    #[default]
+    Internal,
+    /// As the image itself, which nobody writes to any more: the guest goes on in an overlay.
+    External,
+}
+
+impl fmt::Display for DiskKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Internal => "internal",
+            Self::External => "external",
+        })
     }
 }
 

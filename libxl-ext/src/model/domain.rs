@@ -43,6 +43,8 @@ pub enum GuestState {
     Running,
     /// Paused by the toolstack.
     Paused,
+    /// There is no domain of it. (V6: inactive.)
+    Off,
 }
 
 impl fmt::Display for GuestState {
@@ -50,6 +52,7 @@ impl fmt::Display for GuestState {
         f.write_str(match self {
             Self::Running => "running",
             Self::Paused => "paused",
+            Self::Off => "off",
         })
     }
 }

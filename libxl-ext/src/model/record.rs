@@ -1,10 +1,12 @@
 //! What the store keeps of a domain: its snapshots, their order and what proves them whole.
 
-use crate::model::disk::{DiskTarget, Stamp};
+use crate::model::disk::{DiskKind, DiskTarget, Stamp};
 use crate::model::domain::{GuestState, GuestType};
+use crate::model::layer::Layer;
 use crate::model::name::{SnapshotId, SnapshotName};
 use crate::types::DomainSnapshot;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use uuid::Uuid;
 
 /// All that is known of one domain. One file holds it, so that one rename changes all of it.
@@ -20,6 +22,13 @@ pub struct DomainRecord {
     pub current: Option<SnapshotId>,
     /// Every snapshot, parents before children.
     pub snapshots: Vec<SnapshotRecord>,
+    /// Every image that we made, those below before those above.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<Layer>,
+    /// Internal snapshots of which nobody needs anything, in images that could not be written to when
+    /// theirs was deleted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_over: Vec<LeftOver>,
 }
 
 impl DomainRecord {
@@ -31,6 +40,8 @@ impl DomainRecord {
             last_operation: None,
             current: None,
             snapshots: Vec::new(),
+            layers: Vec::new(),
+            left_over: Vec::new(),
         }
     }
 }
@@ -66,9 +77,17 @@ pub struct SnapshotRecord {
     pub memory: Option<MemoryProof>,
     /// What proves each disk's content, in the order of `snapshot.disks`.
     pub disks: Vec<DiskProof>,
+    /// libxl's configuration of the domain, in JSON, where no memory image holds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<Value>,
 }
 
 impl SnapshotRecord {
+    /// Whether it is one of a domain that was off: of its disks, without a memory image.
+    pub fn is_disk_only(&self) -> bool {
+        self.guest == GuestState::Off
+    }
+
     /// The snapshot's name.
     pub fn name(&self) -> &str {
         self.snapshot.name.as_deref().unwrap_or_default()
@@ -81,6 +100,16 @@ impl SnapshotRecord {
     pub fn checked_name(&self) -> crate::Result<SnapshotName> {
         SnapshotName::new(self.name())
     }
+}
+
+/// An internal snapshot that is to be deleted from an image as soon as that can be written to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOver {
+    /// The snapshot; the image carries its tag.
+    pub id: SnapshotId,
+    /// The image.
+    #[serde(flatten)]
+    pub target: DiskTarget,
 }
 
 /// What a memory image must be for it to be believed.
@@ -98,6 +127,10 @@ pub struct DiskProof {
     /// Device and image.
     #[serde(flatten)]
     pub target: DiskTarget,
-    /// When QEMU made the internal snapshot; it is named after the snapshot's identity.
+    /// Inside the image, or the image itself.
+    #[serde(default)]
+    pub kind: DiskKind,
+    /// Internal: when QEMU made the snapshot, which is named after the snapshot's identity. External: when
+    /// the image was last written to.
     pub stamp: Option<Stamp>,
 }

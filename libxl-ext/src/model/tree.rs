@@ -1,7 +1,7 @@
 //! The tree that a domain's snapshots form: look-ups and the changes that a commit makes.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::name::SnapshotId;
+use crate::model::name::{SnapshotId, SnapshotName};
 use crate::model::record::{DomainRecord, RecordState, SnapshotRecord};
 
 impl DomainRecord {
@@ -96,6 +96,21 @@ impl DomainRecord {
         }
     }
 
+    /// Changes what is said of a snapshot; what is none stays as it is.
+    pub fn edit(&mut self, id: SnapshotId, name: Option<&SnapshotName>, description: Option<&str>) {
+        let found = self.snapshots.iter_mut().find(|record| record.id == id);
+        let Some(record) = found else { return };
+        if let Some(name) = name {
+            record.snapshot.name = Some(name.to_string());
+            for disk in &mut record.snapshot.disks {
+                disk.name = Some(name.to_string());
+            }
+        }
+        if let Some(description) = description {
+            record.snapshot.description = Some(description.to_owned());
+        }
+    }
+
     /// Takes a snapshot out: its children, and the present state where it came from it, go to its
     /// parent.
     pub fn remove(&mut self, id: SnapshotId) {
@@ -143,6 +158,9 @@ impl DomainRecord {
             {
                 return corrupt(format!("the parent of '{}' is missing", record.name()));
             }
+            if record.is_disk_only() && record.memory.is_some() {
+                return corrupt(format!("'{}' has a memory of nothing", record.name()));
+            }
             if record.disks.len() != record.snapshot.disks.len() {
                 return corrupt(format!("a disk of '{}' has no proof", record.name()));
             }
@@ -176,6 +194,7 @@ pub(crate) mod tests {
             },
             memory: None,
             disks: Vec::new(),
+            configuration: None,
         }
     }
 

@@ -1,10 +1,12 @@
 //! What every plan must satisfy, whichever planner wrote it. A plan that breaks a rule is a bug of the
 //! planner and is refused before anything is touched.
 
+use super::chains::Chains;
 use super::{Memory, Plan, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::disk::DiskTarget;
+use crate::model::disk::{DiskKind, DiskTarget};
 use crate::model::domain::DomainState;
+use crate::model::layer::{Into, Layer};
 use crate::model::name::SnapshotId;
 use crate::model::record::SnapshotRecord;
 use crate::observe::Inventory;
@@ -32,6 +34,7 @@ pub fn check(plan: &Plan, inventory: &Inventory) -> Result<()> {
             .flat_map(bound_images)
             .collect(),
         applied: BTreeSet::new(),
+        chains: Chains::of(&inventory.record),
         open: live
             .into_iter()
             .flat_map(|live| &live.disks)
@@ -68,6 +71,8 @@ pub fn check(plan: &Plan, inventory: &Inventory) -> Result<()> {
         Err("nobody says how the restored domain goes on")
     } else if !state.marked.is_empty() {
         Err("a deletion would be left unfinished")
+    } else if let Err(rule) = state.chains.require_settled() {
+        Err(rule)
     } else if !state.committed && !plan.steps.is_empty() {
         Err("nothing would be recorded")
     } else {
@@ -113,10 +118,13 @@ struct Checker<'a> {
     /// The images that belong to a snapshot's memory, and those that were set to it.
     bound: BTreeSet<(SnapshotId, Box<Path>)>,
     applied: BTreeSet<(SnapshotId, Box<Path>)>,
+    /// The layers, and what becomes of them.
+    chains: Chains,
     /// Images that the domain that was found may write to.
     open: BTreeSet<&'a Path>,
     domain: Domain,
     saved: BTreeSet<SnapshotId>,
+    /// What is durable of them: the memory, or the disks of a domain that is off.
     sealed: BTreeSet<SnapshotId>,
     /// Content that is kept: this snapshot holds this image.
     covered: BTreeSet<(SnapshotId, Box<Path>)>,
@@ -133,11 +141,13 @@ struct Remains {
     images: BTreeSet<Box<Path>>,
     /// Its directory in the store.
     directory: bool,
+    /// Its memory image outside of that.
+    memory_file: bool,
 }
 
 impl Remains {
     fn is_nothing(&self) -> bool {
-        self.images.is_empty() && !self.directory
+        self.images.is_empty() && !self.directory && !self.memory_file
     }
 }
 
@@ -159,7 +169,55 @@ impl Checker<'_> {
                 self.domain = Domain::Suspended;
                 self.saved.insert(*id);
             }
-            Step::SnapshotDisks { id, disks, .. } => {
+            Step::RequireAbsent { images } => self.chains.require_absent(images),
+            Step::CreateLayers { layers } => {
+                layers.iter().try_for_each(|layer| self.make(layer, None))?;
+            }
+            Step::ExtractLayers { id, layers } => {
+                require(
+                    self.proven.contains(id),
+                    "copies a snapshot that was not proven whole",
+                )?;
+                layers
+                    .iter()
+                    .try_for_each(|made| self.make(&made.layer, Some(&*made.from.image)))?;
+            }
+            Step::PointDisks { switches, .. } => self.chains.point(switches),
+            Step::MergeLayer { merge } => {
+                require(
+                    self.committed,
+                    "merges images before the point of no return",
+                )?;
+                self.chains.merge(merge)?;
+                let is_disk =
+                    |image: &Path| self.open.contains(image) && !self.chains.was_left_for(image);
+                // One whose merge was begun may have been left already.
+                let begun = merge.layer.merging == Some(Into::Below);
+                let below = merge.layer.backing.as_ref();
+                require(
+                    begun || !below.is_some_and(|below| is_disk(&below.image)),
+                    "merges into or out of an image that the domain writes to itself",
+                )?;
+            }
+            Step::LeaveLayers { layers, .. } => self.chains.leave(layers)?,
+            Step::RemoveLayers { layers } => {
+                require(
+                    self.committed,
+                    "removes images before the point of no return",
+                )?;
+                for layer in layers {
+                    require(
+                        !matches!(self.domain, Domain::Present | Domain::Suspended)
+                            || !self.open.contains(&*layer.image)
+                            || self.chains.has_departed(&layer.image),
+                        "removes an image that the domain has open",
+                    )?;
+                    self.chains.remove(&layer.image)?;
+                }
+            }
+            Step::SnapshotDisks {
+                id, disks, layers, ..
+            } => {
                 require(
                     !self.domain.is_gone(),
                     "asks the QEMU of a domain that is gone",
@@ -173,6 +231,7 @@ impl Checker<'_> {
                     "splits one snapshot over two transactions",
                 )?;
                 self.cover(*id, disks);
+                self.chains.go_on_in(layers)?;
             }
             Step::SnapshotImages { id, disks } => {
                 require(
@@ -182,8 +241,19 @@ impl Checker<'_> {
                 )?;
                 self.cover(*id, disks);
             }
-            Step::Resume { .. } => self.domain = Domain::Present,
-            Step::Seal { id } => {
+            Step::SettleImages { id, layers, .. } => {
+                require(
+                    self.domain.is_gone(),
+                    "takes images for settled under a domain that has them open",
+                )?;
+                self.chains.set_aside(layers)?;
+                self.sealed.insert(*id);
+            }
+            Step::Resume { .. } => {
+                self.chains.require_pointed()?;
+                self.domain = Domain::Present;
+            }
+            Step::Seal { id, .. } => {
                 require(self.saved.contains(id), "seals memory that was not saved")?;
                 self.sealed.insert(*id);
             }
@@ -224,13 +294,19 @@ impl Checker<'_> {
                 require(
                     disks
                         .iter()
+                        .all(|disk| !self.inventory.record.is_frozen(&disk.image)),
+                    "changes an image that others stand on",
+                )?;
+                require(
+                    disks
+                        .iter()
                         .all(|disk| self.covered.contains(&(*instead_of, disk.image.clone()))),
                     "overwrites disk content that no snapshot keeps",
                 )?;
                 self.applied
                     .extend(disks.iter().map(|disk| (*id, disk.image.clone())));
             }
-            Step::Restore { id, .. } => {
+            Step::Restore { id, switches, .. } => {
                 require(
                     self.domain.is_gone(),
                     "restores beside a domain that is there",
@@ -239,9 +315,18 @@ impl Checker<'_> {
                     self.proven.contains(id),
                     "restores a snapshot that was not proven whole",
                 )?;
-                let mut bound = self.bound.iter().filter(|(bound, _)| bound == id);
+                let record = self.inventory.record.get(*id);
+                let mut disks = record.into_iter().flat_map(|record| &record.disks);
                 require(
-                    bound.all(|image| self.applied.contains(image)),
+                    disks.all(|proof| {
+                        let image = &proof.target.image;
+                        match proof.kind {
+                            DiskKind::Internal if self.applied.contains(&(*id, image.clone())) => {
+                                true
+                            }
+                            _ => self.chains.made_of(switches, proof),
+                        }
+                    }),
                     "restores memory onto disks of another instant",
                 )?;
                 self.domain = Domain::Restored;
@@ -259,37 +344,64 @@ impl Checker<'_> {
                     "commits while the guest stands still",
                 )?;
                 require(
-                    self.domain != Domain::Destroyed,
+                    self.domain != Domain::Destroyed || self.turns_off(change),
                     "commits without a domain in its place",
                 )?;
                 self.committed = true;
                 match change {
-                    StoreChange::Add { record } => {
+                    StoreChange::Add { record, layers } => {
                         require(
                             self.sealed.contains(&record.id),
-                            "records memory that is not durable",
+                            "records what is not durable",
+                        )?;
+                        require(
+                            !record.is_disk_only() || self.domain.is_gone(),
+                            "records the disks alone of a guest that writes to them",
                         )?;
                         require(
                             record.disks.iter().all(|proof| {
-                                self.covered
-                                    .contains(&(record.id, proof.target.image.clone()))
+                                let image = &proof.target.image;
+                                match proof.kind {
+                                    DiskKind::Internal => {
+                                        self.covered.contains(&(record.id, image.clone()))
+                                    }
+                                    DiskKind::External => self.chains.is_left(image),
+                                }
                             }),
                             "records a disk that was not snapshotted",
                         )?;
                         self.referred.insert(record.id);
+                        let disks: Vec<_> = layers.iter().map(Layer::target).collect();
+                        self.chains.commit(Some(record), layers, &disks)?;
                     }
-                    StoreChange::MarkDeleting { ids } => {
+                    StoreChange::MarkDeleting { ids, .. } => {
                         ids.iter().try_for_each(|id| self.mark(*id))?;
                     }
-                    StoreChange::Remove { ids } => {
+                    StoreChange::Remove { ids, left_over, .. } => {
+                        for left in left_over {
+                            if let Some(remains) = self.marked.get_mut(&left.id) {
+                                remains.images.remove(&left.target.image);
+                            }
+                        }
                         ids.iter().try_for_each(|id| self.remove(*id))?;
                     }
-                    StoreChange::SetCurrent { id } => {
+                    StoreChange::SetCurrent { id, layers, disks } => {
                         require(
                             self.referred.contains(id),
                             "makes an unknown snapshot current",
                         )?;
+                        self.require_disks_of(*id, layers)?;
+                        self.chains.commit(None, layers, disks)?;
                     }
+                    StoreChange::Stopped => {}
+                    StoreChange::Edit { id, .. } => {
+                        require(self.referred.contains(id), "speaks of an unknown snapshot")?;
+                    }
+                    StoreChange::Merging { merge } => self.chains.begin(merge)?,
+                    StoreChange::Merged { merge } => {
+                        self.chains.merged(merge)?;
+                    }
+                    StoreChange::ForgetLayers { images } => self.chains.forget(images)?,
                 }
             }
             Step::DeleteTags { id, disks } => {
@@ -306,7 +418,20 @@ impl Checker<'_> {
                     remains.directory = false;
                 }
             }
+            Step::RemoveMemory { id, .. } => {
+                self.may_delete(*id)?;
+                if let Some(remains) = self.marked.get_mut(id) {
+                    remains.memory_file = false;
+                }
+            }
+            Step::SettleMemory { id, .. } => {
+                require(
+                    self.committed && self.referred.contains(id),
+                    "gives up the way to take a memory image back",
+                )?;
+            }
             Step::BringBack { .. }
+            | Step::WithdrawMemory { .. }
             | Step::DestroyRest { .. }
             | Step::DestroyRestored { .. }
             | Step::Pause { .. } => {
@@ -321,11 +446,52 @@ impl Checker<'_> {
                     self.domain != Domain::Suspended,
                     "lets the monitor see the suspend",
                 )?;
+                self.chains.require_pointed()?;
                 self.monitor_held = false;
             }
             Step::CreateDirectory { .. } | Step::Wake { .. } | Step::Announce => {}
         }
         Ok(())
+    }
+
+    /// Whether a domain that is gone is to stay so: the present state comes from a snapshot of the disks alone.
+    fn turns_off(&self, change: &StoreChange) -> bool {
+        match change {
+            StoreChange::SetCurrent { id, .. } => self.is_disk_only(*id),
+            // What is tidied up behind the first commit.
+            _ => self.committed,
+        }
+    }
+
+    fn is_disk_only(&self, id: SnapshotId) -> bool {
+        let record = self.inventory.record.get(id);
+        record.is_some_and(SnapshotRecord::is_disk_only)
+    }
+
+    /// No restore looks after the disks of a snapshot of the disks alone.
+    fn require_disks_of(&self, id: SnapshotId, layers: &[Layer]) -> Result<(), &'static str> {
+        if !self.is_disk_only(id) {
+            return Ok(());
+        }
+        require(
+            self.domain.is_gone(),
+            "turns disks back under a domain that has them open",
+        )?;
+        require(
+            self.proven.contains(&id),
+            "goes back to a snapshot that was not proven whole",
+        )?;
+        let record = self.inventory.record.get(id);
+        let mut disks = record.into_iter().flat_map(|record| &record.disks);
+        require(
+            disks.all(|proof| {
+                let image = &proof.target.image;
+                let applied = self.applied.contains(&(id, image.clone()));
+                (proof.kind == DiskKind::Internal && applied)
+                    || self.chains.one_begins_with(layers, image)
+            }),
+            "goes back to a snapshot and leaves a disk as it is",
+        )
     }
 
     /// The domain that was found could not go on.
@@ -350,8 +516,14 @@ impl Checker<'_> {
                 .map(|(_, image)| image.clone())
                 .collect(),
             directory: true,
+            memory_file: self
+                .inventory
+                .record
+                .get(id)
+                .is_some_and(|record| record.snapshot.memory_file.is_some()),
         };
         self.marked.insert(id, remains);
+        self.chains.mark_deleting(id);
         Ok(())
     }
 
@@ -379,6 +551,14 @@ impl Checker<'_> {
         )
     }
 
+    fn make(&mut self, layer: &Layer, from: Option<&Path>) -> Result<(), &'static str> {
+        require(
+            !self.inventory.images.contains_key(&*layer.image),
+            "overwrites an image that is there",
+        )?;
+        self.chains.make(layer, from)
+    }
+
     fn first_of(&self, id: SnapshotId) -> bool {
         self.covered.iter().all(|(covered, _)| *covered != id)
     }
@@ -393,9 +573,10 @@ fn bound_images(record: &SnapshotRecord) -> impl Iterator<Item = (SnapshotId, Bo
     record
         .disks
         .iter()
+        .filter(|proof| proof.kind == DiskKind::Internal)
         .map(|proof| (record.id, proof.target.image.clone()))
 }
 
-fn require(holds: bool, otherwise: &'static str) -> Result<(), &'static str> {
+pub(super) fn require(holds: bool, otherwise: &'static str) -> Result<(), &'static str> {
     if holds { Ok(()) } else { Err(otherwise) }
 }

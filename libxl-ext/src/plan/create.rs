@@ -1,15 +1,18 @@
 //! Planning a snapshot: memory and all writable disks at one instant.
 
-use super::{Cost, Fresh, Operation, Plan, Step, StoreChange};
+use super::claims::require_unclaimed;
+use super::disks::{Choice, DiskChoice};
+use super::{Cost, Fresh, Operation, Plan, Step, StoreChange, disk_only};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory;
-use crate::model::disk::{DeviceDisk, DiskTarget, ImageFormat};
+use crate::model::disk::DiskKind;
 use crate::model::domain::{DomainState, GuestState, GuestType};
 use crate::model::name::SnapshotName;
-use crate::model::record::{DiskProof, RecordState, SnapshotRecord};
+use crate::model::record::{RecordState, SnapshotRecord};
 use crate::observe::{Inventory, LiveDomain};
-use crate::types::{DiskSnapshot, DomainSnapshot};
-use std::path::Path;
+use crate::types::DomainSnapshot;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
 
 /// What the user asks for.
 #[derive(Clone, Debug, Default)]
@@ -18,46 +21,64 @@ pub struct CreateRequest {
     pub name: Option<SnapshotName>,
     /// Words of the user's own.
     pub description: Option<String>,
+    /// Let the guest run while most of its memory is written. (V6:
+    /// `LIBXL_DOMAIN_SNAPSHOT_CREATE_LIVE`.)
+    pub live: bool,
+    /// How disks are held of which nothing is said; what is sensible for each, if not said.
+    pub kind: Option<DiskKind>,
+    /// What is said of single disks.
+    pub disks: Vec<DiskChoice>,
+    /// Only the disks, of a domain that is off. (V6: `LIBXL_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY`.)
+    pub disk_only: bool,
+    /// What the domain is made of, in libxl's JSON, for one that is off; as in the snapshot that its present
+    /// state comes from, if not said.
+    pub configuration: Option<Value>,
+    /// Where the memory image goes: a new file, with an absolute path. In the store, if not said.
+    pub memory_file: Option<PathBuf>,
 }
 
-/// Plans a snapshot of a domain that runs or is paused.
+/// Plans a snapshot of a domain that runs or is paused, or of the disks of one that is off.
 ///
 /// # Errors
 /// A refusal that names what stands in the way: [`ErrorKind::DomainState`],
 /// [`ErrorKind::SnapshotExists`], [`ErrorKind::Unsupported`], [`ErrorKind::NoSpace`].
 pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> Result<Plan> {
-    let domain = &inventory.domain;
-    let name = match &request.name {
-        Some(name) => name.clone(),
-        None => SnapshotName::new(fresh.now.to_string())?,
-    };
-    if inventory.record.find(name.as_str()).is_ok() {
-        return Err(Error::new(
-            ErrorKind::SnapshotExists,
-            format!("domain '{domain}' already has a snapshot '{name}'"),
-        )
-        .hint("choose another name with -n, or delete the old one"));
+    require_unclaimed(inventory)?;
+    if request.disk_only {
+        return disk_only::create(inventory, request, fresh);
     }
+    let domain = &inventory.domain;
+    let name = new_name(inventory, request, fresh)?;
     let live = inventory.live.as_ref().ok_or_else(|| {
         Error::new(
             ErrorKind::DomainState,
             format!("domain '{domain}' is not running"),
         )
-        .hint("only a running domain can be snapshotted so far")
+        .hint("--disk-only takes the disks of a domain that is off")
     })?;
     let guest = guest_state(domain, live)?;
-    require_pv(domain, live)?;
 
     let mut plan = Plan::new(inventory, Operation::SnapshotCreate, fresh, name.as_str());
-    let (disks, snapshots) = choose_disks(inventory, live, &name, &mut plan.notes)?;
+    let chosen = Choice {
+        inventory,
+        disks: &live.disks,
+        wanted: &request.disks,
+        default: request.kind,
+        id: fresh.snapshot,
+        name: &name,
+    }
+    .choose(&mut plan.notes)?;
+    let layers = chosen.layers;
     let estimate = memory::estimate(live.memory_bytes);
+    let live_save = live_save(domain, live, guest, request.live, &mut plan.notes)?;
     plan.cost = Cost {
-        memory_written: estimate,
+        memory_written: if live_save { 0 } else { estimate },
         room_needed: estimate,
         ..plan.cost
     };
     require_room(inventory, estimate)?;
     let (id, life) = (fresh.snapshot, live.life);
+    let file: Option<Box<Path>> = request.memory_file.as_deref().map(Into::into);
     let record = SnapshotRecord {
         id,
         parent: inventory.record.current,
@@ -70,20 +91,24 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
             description: request.description.clone(),
             creation_time: fresh.now,
             memory: true,
-            memory_file: None,
-            disks: snapshots,
+            memory_file: request.memory_file.as_deref().map(text_of).transpose()?,
+            disks: chosen.snapshots,
         },
         memory: None,
-        disks: disks
-            .iter()
-            .map(|target| DiskProof {
-                target: target.clone(),
-                stamp: None,
-            })
-            .collect(),
+        disks: chosen.proofs,
+        configuration: None,
     };
 
     plan.steps.push(Step::CreateDirectory { id });
+    if !layers.is_empty() {
+        let images = layers.iter().map(|layer| layer.image.clone()).collect();
+        plan.steps.extend([
+            Step::RequireAbsent { images },
+            Step::CreateLayers {
+                layers: layers.clone(),
+            },
+        ]);
+    }
     plan.steps
         .extend(live.monitor.map(|process| Step::HoldMonitor { process }));
     if guest == GuestState::Paused {
@@ -96,23 +121,117 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
         id,
         guest,
         estimate,
+        live: live_save,
+        file: file.clone(),
     });
-    if !disks.is_empty() {
-        plan.steps.push(Step::SnapshotDisks { life, id, disks });
+    if !record.disks.is_empty() {
+        plan.steps.push(Step::SnapshotDisks {
+            life,
+            id,
+            disks: chosen.internal,
+            layers: layers.clone(),
+        });
+    }
+    if !layers.is_empty() {
+        let switches = chosen.switches;
+        plan.steps.push(Step::PointDisks { life, switches });
     }
     plan.steps.push(Step::Resume { life, guest });
     plan.steps
         .extend(live.monitor.map(|process| Step::ReleaseMonitor { process }));
     plan.steps.extend([
-        Step::Seal { id },
+        Step::Seal {
+            id,
+            file: file.clone(),
+        },
         Step::Commit {
             change: StoreChange::Add {
                 record: Box::new(record),
+                layers,
             },
         },
-        Step::Announce,
     ]);
+    plan.steps
+        .extend(file.map(|file| Step::SettleMemory { id, file }));
+    plan.steps.push(Step::Announce);
     Ok(plan)
+}
+
+/// A path as the record holds it.
+fn text_of(path: &Path) -> Result<String> {
+    let refuse = |why: &str| {
+        Error::new(
+            ErrorKind::InvalidRequest,
+            format!("{} {why}", path.display()),
+        )
+    };
+    if !path.is_absolute() {
+        return Err(refuse("is no absolute path"));
+    }
+    let text = path.to_str().ok_or_else(|| refuse("is no UTF-8"))?;
+    Ok(text.to_owned())
+}
+
+/// The name that the snapshot gets, which no other one has.
+pub(super) fn new_name(
+    inventory: &Inventory,
+    request: &CreateRequest,
+    fresh: &Fresh,
+) -> Result<SnapshotName> {
+    let name = match &request.name {
+        Some(name) => name.clone(),
+        None => SnapshotName::new(fresh.now.to_string())?,
+    };
+    if inventory.record.find(name.as_str()).is_ok() {
+        return Err(Error::new(
+            ErrorKind::SnapshotExists,
+            format!(
+                "domain '{}' already has a snapshot '{name}'",
+                inventory.domain
+            ),
+        )
+        .hint("choose another name with -n, or delete the old one"));
+    }
+    Ok(name)
+}
+
+/// Whether the guest can run while its memory is written, if it is to.
+fn live_save(
+    domain: &str,
+    live: &LiveDomain,
+    guest: GuestState,
+    wanted: bool,
+    notes: &mut Vec<String>,
+) -> Result<bool> {
+    if !wanted {
+        return Ok(false);
+    }
+    if live.guest_type == GuestType::Hvm {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("domain '{domain}' is of type HVM"),
+        )
+        .hint("in a live save its device model gives the disks away before they are snapshotted"));
+    }
+    if guest == GuestState::Paused {
+        notes.push("the domain is paused: nothing changes while its memory is written".into());
+        return Ok(false);
+    }
+    if !live.dirty_pages_known {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "domain '{domain}' is of type PV, and this hypervisor cannot tell what a PV guest writes to"
+            ),
+        )
+        .hint("it is built without shadow paging (`xl info`: virt_caps without 'shadow'), as Debian's is: PVH guests can be saved live"));
+    }
+    notes.push(
+        "the guest runs while its memory is written; what it changes meanwhile is written again, so the \
+         image may become larger"
+            .into(),
+    );
+    Ok(true)
 }
 
 /// The state to which the guest returns, if it is in one from which its memory can be saved.
@@ -128,17 +247,6 @@ pub(super) fn guest_state(domain: &str, live: &LiveDomain) -> Result<GuestState>
     }
 }
 
-pub(super) fn require_pv(domain: &str, live: &LiveDomain) -> Result<()> {
-    if live.guest_type == GuestType::Pv {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::Unsupported,
-        format!("domain '{domain}' is of type {}", live.guest_type),
-    )
-    .hint("only PV guests can be snapshotted so far"))
-}
-
 pub(super) fn require_room(inventory: &Inventory, bytes: u64) -> Result<()> {
     if inventory.free_bytes >= bytes {
         return Ok(());
@@ -151,77 +259,4 @@ pub(super) fn require_room(inventory: &Inventory, bytes: u64) -> Result<()> {
         ),
     )
     .hint("free some room, or name another directory with --store"))
-}
-
-fn choose_disks(
-    inventory: &Inventory,
-    live: &LiveDomain,
-    name: &SnapshotName,
-    notes: &mut Vec<String>,
-) -> Result<(Vec<DiskTarget>, Vec<DiskSnapshot>)> {
-    let mut targets: Vec<DiskTarget> = Vec::new();
-    let mut snapshots = Vec::new();
-    for disk in &live.disks {
-        if !disk.is_writable() {
-            notes.push(format!("{} is read-only and is left out", disk.vdev()));
-            continue;
-        }
-        let target = internal_target(disk)?;
-        if !matches!(inventory.images.get(&*target.image), Some(Some(_))) {
-            return Err(Error::new(
-                ErrorKind::Toolstack,
-                format!(
-                    "QEMU does not have {} open for {}",
-                    target.image.display(),
-                    target.vdev
-                ),
-            ));
-        }
-        if let Some(other) = targets.iter().find(|other| other.image == target.image) {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("{} and {} are the same image", other.vdev, target.vdev),
-            ));
-        }
-        targets.push(target);
-        snapshots.push(DiskSnapshot {
-            disk: disk.clone(),
-            name: Some(name.as_str().to_owned()),
-            ..DiskSnapshot::default()
-        });
-    }
-    Ok((targets, snapshots))
-}
-
-/// The disk as one that can hold an internal snapshot.
-fn internal_target(disk: &DeviceDisk) -> Result<DiskTarget> {
-    let vdev = disk.vdev();
-    let refuse = |why: String| Error::new(ErrorKind::Unsupported, format!("disk {vdev} {why}"));
-    let backend = disk.backend.as_deref().unwrap_or("unknown");
-    if backend != "qdisk" {
-        return Err(refuse(format!(
-            "is on the {backend} backend, which has no snapshots"
-        ))
-        .hint("put backendtype=qdisk into the disk's configuration"));
-    }
-    let path = disk.pdev_path.as_deref().unwrap_or_default();
-    match disk.format.as_deref().unwrap_or("unknown") {
-        "qcow2" => {}
-        format => {
-            return Err(refuse(format!("({path}) is {format}, and only qcow2 holds snapshots"))
-                .hint(format!(
-                    "`qemu-img convert -f {format} -O qcow2` makes a qcow2 image of it while the domain is off"
-                )));
-        }
-    }
-    if !Path::new(path).is_absolute() {
-        return Err(refuse(format!(
-            "has the target '{path}', which is no absolute path"
-        )));
-    }
-    Ok(DiskTarget {
-        vdev: vdev.to_owned(),
-        image: Path::new(path).into(),
-        format: ImageFormat::Qcow2,
-    })
 }

@@ -4,12 +4,16 @@
 //! However many they are, one commit says that their deletion has begun and one that they are gone. So a
 //! deletion that failed in the middle leaves the tree as it was, and the same request finds them again.
 
+use super::claims::require_unclaimed;
+use super::coalesce::coalesce;
 use super::{Fresh, Operation, Plan, Step, StoreChange};
 use crate::error::Result;
-use crate::model::disk::DiskTarget;
+use crate::model::disk::{DiskKind, DiskTarget};
 use crate::model::name::SnapshotId;
-use crate::model::record::{RecordState, SnapshotRecord};
+use crate::model::record::{DiskProof, LeftOver, RecordState, SnapshotRecord};
 use crate::observe::Inventory;
+use std::collections::BTreeSet;
+use std::path::Path;
 
 /// What the user asks for.
 #[derive(Clone, Debug)]
@@ -36,8 +40,10 @@ pub enum DeleteScope {
 /// steps.
 ///
 /// # Errors
-/// [`crate::ErrorKind::NoSuchSnapshot`].
+/// [`crate::ErrorKind::NoSuchSnapshot`]; [`crate::ErrorKind::Stale`] if images would be merged and a disk of the
+/// running domain is not what the record says.
 pub fn delete(inventory: &Inventory, request: &DeleteRequest, fresh: &Fresh) -> Result<Plan> {
+    require_unclaimed(inventory)?;
     let named = inventory.record.find(&request.name)?;
     let below = inventory.record.descendants(named.id);
     let mut plan = Plan::new(inventory, Operation::SnapshotDelete, fresh, named.name());
@@ -66,24 +72,99 @@ pub fn delete(inventory: &Inventory, request: &DeleteRequest, fresh: &Fresh) -> 
     let ids: Vec<SnapshotId> = doomed.iter().map(|record| record.id).collect();
     let freed = ids.iter().filter_map(|id| inventory.memory.get(id));
     plan.cost.room_released = freed.sum();
-    plan.steps.extend([
-        Step::Commit {
-            change: StoreChange::MarkDeleting { ids: ids.clone() },
-        },
-        // The present state may come from another snapshot now.
-        Step::Announce,
-    ]);
+    let read_only = read_only(inventory);
+    let mut left_over = Vec::new();
     for record in doomed {
         let (id, disks) = (record.id, disks(inventory, record, &mut plan.notes));
+        let (disks, later): (Vec<_>, Vec<_>) = disks
+            .into_iter()
+            .partition(|disk| !read_only.contains(&*disk.image));
         if !disks.is_empty() {
             plan.steps.push(Step::DeleteTags { id, disks });
         }
+        if let Some(file) = record.snapshot.memory_file.as_deref().map(Path::new) {
+            plan.steps.push(Step::RemoveMemory {
+                id,
+                file: file.into(),
+            });
+        }
         plan.steps.push(Step::RemoveDirectory { id });
+        left_over.extend(later.into_iter().map(|target| LeftOver { id, target }));
     }
+    for left in &left_over {
+        plan.notes.push(format!(
+            "the running domain stands on {}, so its part there is deleted later",
+            left.target
+        ));
+    }
+    let tidied: Vec<LeftOver> = inventory
+        .record
+        .left_over
+        .iter()
+        .filter(|left| !read_only.contains(&*left.target.image))
+        .cloned()
+        .collect();
+    for left in &tidied {
+        if matches!(inventory.images.get(&*left.target.image), Some(Some(_))) {
+            plan.steps.push(Step::DeleteTags {
+                id: left.id,
+                disks: vec![left.target.clone()],
+            });
+        }
+    }
+    let changed = changed(inventory, &plan.steps);
+    let begin = Step::Commit {
+        change: StoreChange::MarkDeleting {
+            ids: ids.clone(),
+            changing: changed.clone(),
+        },
+    };
+    // The present state may come from another snapshot then.
+    plan.steps.splice(0..0, [begin, Step::Announce]);
+    let mut after = inventory.record.clone();
+    after.mark_deleting(&ids);
+    coalesce(inventory, &mut after, &mut plan)?;
     plan.steps.push(Step::Commit {
-        change: StoreChange::Remove { ids },
+        change: StoreChange::Remove {
+            ids,
+            left_over,
+            tidied,
+            changed,
+        },
     });
     Ok(plan)
+}
+
+/// Of the images from which internal snapshots are deleted, those that are known by their last write, and whose
+/// last write is the one that is known.
+fn changed(inventory: &Inventory, steps: &[Step]) -> Vec<Box<Path>> {
+    let is_changed = |image: &Path| {
+        steps.iter().any(|step| match step {
+            Step::DeleteTags { disks, .. } => disks.iter().any(|disk| &*disk.image == image),
+            _ => false,
+        })
+    };
+    let unchanged_before = |proof: &&DiskProof| {
+        let facts = inventory.images.get(&*proof.target.image);
+        let written = facts.and_then(Option::as_ref).map(|facts| facts.written);
+        proof.kind == DiskKind::External && (proof.stamp.is_none() || proof.stamp == written)
+    };
+    inventory
+        .record
+        .proofs()
+        .filter(unchanged_before)
+        .map(|proof| proof.target.image.clone())
+        .filter(|image| is_changed(image))
+        .collect()
+}
+
+/// The images that a running domain's disks stand on: its QEMU has them open, and does not write to them.
+fn read_only(inventory: &Inventory) -> BTreeSet<&Path> {
+    let disks = inventory.live.iter().flat_map(|live| &live.disks);
+    disks
+        .filter_map(|disk| disk.pdev_path.as_deref())
+        .flat_map(|disk| inventory.record.chain(Path::new(disk)).into_iter().skip(1))
+        .collect()
 }
 
 /// The disks in whose images there is something to delete.
@@ -93,7 +174,8 @@ fn disks(
     notes: &mut Vec<String>,
 ) -> Vec<DiskTarget> {
     let mut disks = Vec::new();
-    for proof in &record.disks {
+    let internal = |proof: &&DiskProof| proof.kind == DiskKind::Internal;
+    for proof in record.disks.iter().filter(internal) {
         if matches!(inventory.images.get(&*proof.target.image), Some(Some(_))) {
             disks.push(proof.target.clone());
             continue;

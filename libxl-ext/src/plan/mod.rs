@@ -1,29 +1,40 @@
 //! Plans: immutable data that says what an operation will do, step by step, before it does anything.
 //!
-//! The planners ([`create`], [`revert`], [`delete`]) are pure: an [`Inventory`] and a request go in, a
+//! The planners ([`create`], [`revert`], [`delete`], [`edit`]) are pure: an [`Inventory`] and a request go in, a
 //! [`Plan`] or a refusal comes out. [`check`] proves of every plan that it cannot lose data, whichever
 //! planner wrote it. How a step is taken back is a step too ([`Step::taken_back_by`]), so that an error
 //! and a crash are undone by the same code.
 
+mod chains;
 mod check;
+mod claims;
+mod coalesce;
 mod create;
 mod delete;
+mod disk_only;
+mod disks;
+mod edit;
 mod render;
 mod revert;
 mod step;
 #[cfg(test)]
 mod tests;
+mod ways_back;
+mod words;
 
 pub use check::check;
+pub(crate) use coalesce::apply_merge;
 pub use create::{CreateRequest, create};
 pub use delete::{DeleteRequest, DeleteScope, delete};
+pub use disks::{DiskChoice, Take};
+pub use edit::{EditRequest, edit};
 pub use revert::{RevertRequest, revert};
-pub use step::{Memory, Step, StoreChange};
+pub use step::{Extracted, Memory, Merge, Step, StoreChange, Switch};
 
 use crate::error::Result;
 use crate::model::domain::Keeper;
 use crate::model::name::SnapshotId;
-use crate::observe::Inventory;
+use crate::observe::{Asked, Inventory};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -58,6 +69,8 @@ pub enum Operation {
     SnapshotRevert,
     /// Remove snapshots.
     SnapshotDelete,
+    /// Change what is said of a snapshot.
+    SnapshotEdit,
 }
 
 impl Operation {
@@ -67,6 +80,7 @@ impl Operation {
             Self::SnapshotCreate => "snapshot-create",
             Self::SnapshotRevert => "snapshot-revert",
             Self::SnapshotDelete => "snapshot-delete",
+            Self::SnapshotEdit => "snapshot-edit",
         }
     }
 }
@@ -80,6 +94,8 @@ pub enum Request {
     Revert(RevertRequest),
     /// Remove a snapshot, the ones below it, or both.
     Delete(DeleteRequest),
+    /// Change a snapshot's name or description.
+    Edit(EditRequest),
 }
 
 impl Request {
@@ -92,6 +108,18 @@ impl Request {
             Self::Create(request) => create(inventory, request, fresh),
             Self::Revert(request) => revert(inventory, request, fresh),
             Self::Delete(request) => delete(inventory, request, fresh),
+            Self::Edit(request) => edit(inventory, request, fresh),
+        }
+    }
+
+    /// What has to be looked at for it.
+    pub fn asked(&self) -> Asked<'_> {
+        match self {
+            Self::Create(request) => Asked {
+                configuration: request.configuration.as_ref(),
+                memory_file: request.memory_file.as_deref(),
+            },
+            Self::Revert(_) | Self::Delete(_) | Self::Edit(_) => Asked::default(),
         }
     }
 }
@@ -103,6 +131,9 @@ pub struct Cost {
     pub memory_written: u64,
     /// Memory images that are read.
     pub memory_read: u64,
+    /// Content of disks that is copied from image to image, at most.
+    #[serde(default)]
+    pub disk_copied: u64,
     /// Room that has to be free below the store.
     pub room_needed: u64,
     /// Room that is free there.
@@ -176,7 +207,7 @@ impl Plan {
     pub fn deleted(&self) -> &[SnapshotId] {
         let marked = self.steps.iter().find_map(|step| match step {
             Step::Commit {
-                change: StoreChange::MarkDeleting { ids },
+                change: StoreChange::MarkDeleting { ids, .. },
             } => Some(ids.as_slice()),
             _ => None,
         });

@@ -23,6 +23,7 @@ impl fmt::Display for Plan {
                 "of memory are written",
             ),
             ("reads", cost.memory_read, "of a memory image"),
+            ("up to", cost.disk_copied, "is copied from image to image"),
             ("needs", cost.room_needed, "of room"),
             ("gives back", cost.room_released, "of room"),
         ];

@@ -4,14 +4,16 @@
 //! there. Until then every failure leads back to it. Only where the user gave the present state up, and it
 //! cannot be saved, the memory is not; the disks are, once the domain is gone.
 
-use super::create::{guest_state, require_pv, require_room};
+use super::claims::require_unclaimed;
+use super::create::{guest_state, require_room};
+use super::ways_back::{WaysBack, same_base};
 use super::{Cost, Fresh, Memory, Operation, Plan, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory;
-use crate::model::disk::DiskTarget;
+use crate::model::disk::{DiskKind, DiskTarget};
 use crate::model::domain::{DomainState, GuestState};
 use crate::model::name::SnapshotId;
-use crate::model::record::{RecordState, SnapshotRecord};
+use crate::model::record::{DiskProof, DomainRecord, RecordState, SnapshotRecord};
 use crate::observe::{Inventory, LiveDomain};
 use std::path::Path;
 
@@ -23,7 +25,8 @@ pub struct RevertRequest {
     /// How the guest shall be afterwards; as it was in the snapshot if not said.
     pub state: Option<GuestState>,
     /// Revert even though the present state of the guest is lost by it: where it cannot be saved, and
-    /// where the running domain is none of the snapshot's. (V6: `LIBXL_DOMAIN_SNAPSHOT_REVERT_FORCE`.)
+    /// where the running domain is none of the snapshot's. Images that were written to since are taken as they
+    /// are. (V6: `LIBXL_DOMAIN_SNAPSHOT_REVERT_FORCE`.)
     pub force: bool,
 }
 
@@ -33,22 +36,37 @@ pub struct RevertRequest {
 /// A refusal that names what stands in the way: [`ErrorKind::NoSuchSnapshot`], [`ErrorKind::Corrupt`],
 /// [`ErrorKind::DomainState`], [`ErrorKind::NoSpace`].
 pub fn revert(inventory: &Inventory, request: &RevertRequest, fresh: &Fresh) -> Result<Plan> {
+    require_unclaimed(inventory)?;
     let record = inventory.record.find(&request.name)?;
-    require_restorable(inventory, record)?;
+    let changed = require_restorable(inventory, record, request.force)?;
+    if record.is_disk_only() && request.state.is_some() {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "snapshot '{}' is of a domain that was off: there is no memory from which it could go on",
+                record.name()
+            ),
+        )
+        .hint("revert without --running and --paused, then start it by `xl create`"));
+    }
     let mut plan = Plan::new(inventory, Operation::SnapshotRevert, fresh, record.name());
     let (id, safety) = (record.id, fresh.snapshot);
-    let disks: Vec<DiskTarget> = record
-        .disks
-        .iter()
-        .map(|proof| proof.target.clone())
-        .collect();
+    let ways = WaysBack::of(inventory, record, safety);
     plan.cost.memory_read = record.memory.as_ref().map_or(0, |memory| memory.bytes);
+    plan.cost.disk_copied = ways.copied(inventory);
     plan.steps.push(Step::Prove {
         id,
-        disks: disks.clone(),
+        disks: without_stamps(&record.disks, &changed),
     });
+    for image in changed {
+        plan.notes.push(format!(
+            "{} was written to since: the disk may not be what the snapshot was taken of",
+            image.display()
+        ));
+    }
 
-    let (attached, detached): (Vec<_>, Vec<_>) = disks.iter().cloned().partition(|disk| {
+    let applied = ways.applied.clone();
+    let (attached, detached): (Vec<_>, Vec<_>) = applied.iter().cloned().partition(|disk| {
         inventory
             .live
             .as_ref()
@@ -57,10 +75,11 @@ pub fn revert(inventory: &Inventory, request: &RevertRequest, fresh: &Fresh) -> 
     let another = inventory
         .live
         .as_ref()
-        .filter(|live| is_another_domain(live, record, &attached));
+        .filter(|live| is_another_domain(inventory, live, record));
     if let Some(live) = another {
         accept_another_domain(live, record, request.force, &mut plan.notes)?;
     }
+    plan.steps.extend(ways.preparation(id));
     let memory = match &inventory.live {
         Some(live) => {
             let aside = SetAside {
@@ -68,6 +87,7 @@ pub fn revert(inventory: &Inventory, request: &RevertRequest, fresh: &Fresh) -> 
                 attached: &attached,
                 safety,
                 force: request.force,
+                stays_off: record.is_disk_only(),
             };
             Some(aside.plan(inventory, &mut plan)?)
         }
@@ -90,35 +110,67 @@ pub fn revert(inventory: &Inventory, request: &RevertRequest, fresh: &Fresh) -> 
             plan.steps.extend(snapshot_images(safety, attached));
         }
         if another.is_none() {
-            note_other_disks(live, &disks, &mut plan.notes);
+            note_other_disks(inventory, live, record, &mut plan.notes);
         }
     }
-    if !disks.is_empty() {
+    if !applied.is_empty() {
         plan.steps.push(Step::ApplyImages {
             id,
             instead_of: safety,
-            disks: disks.clone(),
+            disks: applied.clone(),
         });
     }
     let uuid = record.domain_uuid;
-    plan.steps.extend([
-        Step::Restore { id, uuid },
-        Step::Commit {
-            change: StoreChange::SetCurrent { id },
+    let commit = Step::Commit {
+        change: StoreChange::SetCurrent {
+            id,
+            layers: ways.layers(),
+            disks: ways.disks(),
         },
-        Step::Start {
-            uuid,
-            guest: request.state.unwrap_or(record.guest),
-        },
-    ]);
-    if !disks.is_empty() {
-        plan.steps.push(Step::DeleteTags { id: safety, disks });
+    };
+    if record.is_disk_only() {
+        note_off(inventory, &ways, &mut plan.notes);
+        plan.steps.push(commit);
+    } else {
+        plan.steps.extend([
+            Step::Restore {
+                id,
+                uuid,
+                switches: ways.switches.clone(),
+            },
+            commit,
+            Step::Start {
+                uuid,
+                guest: request.state.unwrap_or(record.guest),
+            },
+        ]);
+    }
+    if !applied.is_empty() {
+        plan.steps.push(Step::DeleteTags {
+            id: safety,
+            disks: applied,
+        });
     }
     if saved_memory {
         plan.steps.push(Step::RemoveDirectory { id: safety });
     }
+    let mut after = inventory.record.clone();
+    ways.record(&mut after);
+    plan.steps.extend(collect_garbage(&after));
     plan.steps.push(Step::Announce);
     Ok(plan)
+}
+
+/// Says how the domain is to be started afterwards.
+fn note_off(inventory: &Inventory, ways: &WaysBack, notes: &mut Vec<String>) {
+    let mut after = inventory.record.clone();
+    ways.record(&mut after);
+    notes.push(if after.layers.iter().any(|layer| layer.active) {
+        "the domain is off afterwards; `xl-ext` under the name xl starts it with the right images"
+            .into()
+    } else {
+        "the domain is off afterwards; `xl create` starts it".into()
+    });
 }
 
 /// How the running domain is set aside.
@@ -130,6 +182,8 @@ struct SetAside<'a> {
     safety: SnapshotId,
     /// Whether it may be lost.
     force: bool,
+    /// Whether no domain takes its place.
+    stays_off: bool,
 }
 
 impl SetAside<'_> {
@@ -141,6 +195,7 @@ impl SetAside<'_> {
             attached,
             safety,
             force,
+            ..
         } = *self;
         let life = live.life;
         if matches!(live.state, DomainState::Crashed | DomainState::Shutdown) {
@@ -153,12 +208,13 @@ impl SetAside<'_> {
                     life,
                     id: safety,
                     disks: attached.to_vec(),
+                    layers: Vec::new(),
                 });
             }
             return Ok(Memory::Ended);
         }
         let estimate = memory::estimate(live.memory_bytes);
-        let guest = match savable(inventory, live, estimate, force) {
+        let guest = match savable(inventory, live, estimate) {
             Ok(guest) => guest,
             Err(why) if force => {
                 plan.notes.push(format!(
@@ -175,9 +231,11 @@ impl SetAside<'_> {
             room_needed: estimate,
             ..plan.cost
         };
-        plan.notes.push(
-            "the present state is saved first and dropped when the restored domain is there".into(),
-        );
+        plan.notes.push(if self.stays_off {
+            "the present state is saved first and dropped when the disks are set back".into()
+        } else {
+            "the present state is saved first and dropped when the restored domain is there".into()
+        });
         plan.steps.push(Step::CreateDirectory { id: safety });
         plan.steps
             .extend(live.monitor.map(|process| Step::HoldMonitor { process }));
@@ -189,15 +247,21 @@ impl SetAside<'_> {
             id: safety,
             guest,
             estimate,
+            live: false,
+            file: None,
         });
         if !attached.is_empty() {
             plan.steps.push(Step::SnapshotDisks {
                 life,
                 id: safety,
                 disks: attached.to_vec(),
+                layers: Vec::new(),
             });
         }
-        plan.steps.push(Step::Seal { id: safety });
+        plan.steps.push(Step::Seal {
+            id: safety,
+            file: None,
+        });
         Ok(Memory::Kept {
             id: safety,
             guest,
@@ -208,22 +272,28 @@ impl SetAside<'_> {
 }
 
 /// How the guest is, if its memory can be saved.
-fn savable(
-    inventory: &Inventory,
-    live: &LiveDomain,
-    estimate: u64,
-    force: bool,
-) -> Result<GuestState> {
+fn savable(inventory: &Inventory, live: &LiveDomain, estimate: u64) -> Result<GuestState> {
     let guest = guest_state(&inventory.domain, live)
         .map_err(|error| error.hint("--force reverts without saving the present state"))?;
-    // Without force it is tried: what fails then is taken back.
-    if force {
-        require_pv(&inventory.domain, live)?;
-    }
     require_room(inventory, estimate).map_err(|error| {
         error.hint("free some room, or revert without saving the present state by --force")
     })?;
     Ok(guest)
+}
+
+/// Removes the layers that nothing needs any more.
+pub(super) fn collect_garbage(after: &DomainRecord) -> Vec<Step> {
+    let layers = after.garbage();
+    if layers.is_empty() {
+        return Vec::new();
+    }
+    let images = layers.iter().map(|layer| layer.image.clone()).collect();
+    vec![
+        Step::RemoveLayers { layers },
+        Step::Commit {
+            change: StoreChange::ForgetLayers { images },
+        },
+    ]
 }
 
 fn snapshot_images(id: SnapshotId, disks: Vec<DiskTarget>) -> Option<Step> {
@@ -231,8 +301,14 @@ fn snapshot_images(id: SnapshotId, disks: Vec<DiskTarget>) -> Option<Step> {
 }
 
 /// Whether a domain of the name is none of the snapshot's: it was reinstalled, or replaced.
-fn is_another_domain(live: &LiveDomain, record: &SnapshotRecord, attached: &[DiskTarget]) -> bool {
-    live.life.uuid != record.domain_uuid && attached.is_empty() && !record.disks.is_empty()
+fn is_another_domain(inventory: &Inventory, live: &LiveDomain, record: &SnapshotRecord) -> bool {
+    let is_ours = |proof: &DiskProof| {
+        let mut disks = live.disks.iter().filter(|disk| disk.is_writable());
+        disks.any(|disk| same_base(inventory, disk, proof))
+    };
+    live.life.uuid != record.domain_uuid
+        && !record.disks.is_empty()
+        && !record.disks.iter().any(is_ours)
 }
 
 fn accept_another_domain(
@@ -273,10 +349,16 @@ fn is_attached(live: &LiveDomain, target: &DiskTarget) -> bool {
     })
 }
 
-fn note_other_disks(live: &LiveDomain, disks: &[DiskTarget], notes: &mut Vec<String>) {
+fn note_other_disks(
+    inventory: &Inventory,
+    live: &LiveDomain,
+    record: &SnapshotRecord,
+    notes: &mut Vec<String>,
+) {
     for disk in live.disks.iter().filter(|disk| disk.is_writable()) {
         let path = disk.pdev_path.as_deref().unwrap_or_default();
-        if disks.iter().all(|target| &*target.image != Path::new(path)) {
+        let mut disks = record.disks.iter();
+        if !disks.any(|proof| same_base(inventory, disk, proof)) {
             notes.push(format!(
                 "{} ({path}) was attached since: it is left as it is, and no longer attached",
                 disk.vdev()
@@ -286,7 +368,24 @@ fn note_other_disks(live: &LiveDomain, disks: &[DiskTarget], notes: &mut Vec<Str
 }
 
 /// What can be told without reading the memory image: that all parts are there.
-fn require_restorable(inventory: &Inventory, record: &SnapshotRecord) -> Result<()> {
+///
+/// Returns the images that were written to since; without `force` there are none.
+fn require_restorable<'a>(
+    inventory: &'a Inventory,
+    record: &'a SnapshotRecord,
+    force: bool,
+) -> Result<Vec<&'a Path>> {
+    let mut changed = Vec::new();
+    let changed_since = |what: String| {
+        Error::new(
+            ErrorKind::Corrupt,
+            format!("snapshot '{}' cannot be restored: {what}", record.name()),
+        )
+        .hint(
+            "was the domain started from its configuration file, without the layers? --force reverts all the same, \
+             to what is there now",
+        )
+    };
     let broken = |what: String| {
         Error::new(
             ErrorKind::Corrupt,
@@ -298,21 +397,44 @@ fn require_restorable(inventory: &Inventory, record: &SnapshotRecord) -> Result<
             broken("its deletion has begun".into()).hint("`snapshot-delete` finishes the deletion")
         );
     }
-    let proof = record
-        .memory
-        .as_ref()
-        .ok_or_else(|| broken("it has no memory image".into()))?;
-    match inventory.memory.get(&record.id) {
-        None => return Err(broken("its memory image is missing".into())),
-        Some(bytes) if *bytes != proof.bytes => {
-            return Err(broken(format!(
-                "its memory image has {bytes} bytes instead of {}",
-                proof.bytes
-            )));
+    if !record.is_disk_only() {
+        let proof = record
+            .memory
+            .as_ref()
+            .ok_or_else(|| broken("it has no memory image".into()))?;
+        match inventory.memory.get(&record.id) {
+            None => return Err(broken("its memory image is missing".into())),
+            Some(bytes) if *bytes != proof.bytes => {
+                return Err(broken(format!(
+                    "its memory image has {bytes} bytes instead of {}",
+                    proof.bytes
+                )));
+            }
+            Some(_) => {}
         }
-        Some(_) => {}
     }
     let tag = record.id.tag();
+    for below in inventory.record.below(record) {
+        let facts = inventory
+            .images
+            .get(&*below.target.image)
+            .and_then(Option::as_ref);
+        let Some(facts) = facts else {
+            return Err(broken(format!(
+                "{}, which it stands on, is gone",
+                below.target
+            )));
+        };
+        if below.stamp.is_some_and(|stamp| stamp != facts.written) {
+            if !force {
+                return Err(changed_since(format!(
+                    "{}, which it stands on, was written to since",
+                    below.target
+                )));
+            }
+            changed.push(&*below.target.image);
+        }
+    }
     for proof in &record.disks {
         let (vdev, image) = (&proof.target.vdev, proof.target.image.display());
         let facts = inventory
@@ -323,14 +445,39 @@ fn require_restorable(inventory: &Inventory, record: &SnapshotRecord) -> Result<
                 Some(why) => broken(format!("the image of {vdev} cannot be read: {why}")),
                 None => broken(format!("the image {image} of {vdev} is missing")),
             })?;
-        let held = facts
-            .snapshot(&tag)
-            .ok_or_else(|| broken(format!("the image {image} of {vdev} no longer holds {tag}")))?;
-        if proof.stamp.is_some_and(|stamp| stamp != held.stamp) {
-            return Err(broken(format!(
-                "{tag} in {image} of {vdev} was made at another time"
-            )));
+        match proof.kind {
+            DiskKind::Internal => {
+                let held = facts.snapshot(&tag).ok_or_else(|| {
+                    broken(format!("the image {image} of {vdev} no longer holds {tag}"))
+                })?;
+                if proof.stamp.is_some_and(|stamp| stamp != held.stamp) {
+                    return Err(broken(format!(
+                        "{tag} in {image} of {vdev} was made at another time"
+                    )));
+                }
+            }
+            DiskKind::External => {
+                if proof.stamp.is_some_and(|stamp| stamp != facts.written) {
+                    if !force {
+                        return Err(changed_since(format!(
+                            "the image {image} of {vdev} was written to since"
+                        )));
+                    }
+                    changed.push(&*proof.target.image);
+                }
+            }
         }
     }
-    Ok(())
+    Ok(changed)
+}
+
+/// What a snapshot's disks are known by, but for images of which it was accepted that they changed.
+fn without_stamps(disks: &[DiskProof], changed: &[&Path]) -> Vec<DiskProof> {
+    let mut disks = disks.to_vec();
+    for proof in &mut disks {
+        if changed.contains(&&*proof.target.image) {
+            proof.stamp = None;
+        }
+    }
+    disks
 }

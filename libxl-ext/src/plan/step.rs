@@ -2,11 +2,11 @@
 
 use crate::model::disk::DiskTarget;
 use crate::model::domain::{DomainLife, GuestState};
-use crate::model::name::SnapshotId;
+use crate::model::layer::{Backing, Into, Layer};
+use crate::model::name::{SnapshotId, SnapshotName};
 use crate::model::process::ProcessId;
-use crate::model::record::SnapshotRecord;
+use crate::model::record::{DiskProof, LeftOver, SnapshotRecord};
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::path::Path;
 use uuid::Uuid;
 
@@ -19,7 +19,7 @@ pub enum Step {
         /// The snapshot.
         id: SnapshotId,
         /// Where its disk state is.
-        disks: Vec<DiskTarget>,
+        disks: Vec<DiskProof>,
     },
     /// Make a snapshot's directory in the store.
     CreateDirectory {
@@ -56,15 +56,70 @@ pub enum Step {
         guest: GuestState,
         /// Length to expect, in bytes.
         estimate: u64,
+        /// Whether the guest runs while most of it is written.
+        #[serde(default)]
+        live: bool,
+        /// Where it goes if not to the store.
+        #[serde(default)]
+        file: Option<Box<Path>>,
     },
-    /// Make an internal snapshot of disks that the domain's QEMU has open: one transaction.
+    /// Make sure that there are no files of these names: taking back the next step removes them.
+    RequireAbsent {
+        /// The names.
+        images: Vec<Box<Path>>,
+    },
+    /// Make images on top of others, which hold all of their content so far.
+    CreateLayers {
+        /// The images.
+        layers: Vec<Layer>,
+    },
+    /// Make images out of the internal snapshots of others.
+    ExtractLayers {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Where its disk state is, and the image that is made of it.
+        layers: Vec<Extracted>,
+    },
+    /// Snapshot disks that the domain's QEMU has open, all in one transaction: some inside their images, for
+    /// the others the guest goes on in a layer.
     SnapshotDisks {
         /// The domain.
         life: DomainLife,
         /// The snapshot; the images carry its tag.
         id: SnapshotId,
-        /// The disks.
+        /// The disks that get an internal snapshot.
         disks: Vec<DiskTarget>,
+        /// The layers that are put on top of the others.
+        #[serde(default)]
+        layers: Vec<Layer>,
+    },
+    /// Tell libxl and xenstore which images a domain's disks are now.
+    PointDisks {
+        /// The domain.
+        life: DomainLife,
+        /// The disks.
+        switches: Vec<Switch>,
+    },
+    /// Bring disks back from layers to the images below, with what the guest wrote to them, and tell libxl. A
+    /// running guest stands still while the two are the same, so that neither is the newer one.
+    LeaveLayers {
+        /// The domain as it was; none if there was none.
+        life: Option<DomainLife>,
+        /// The layers.
+        layers: Vec<Layer>,
+        /// Whether the guest ran before: after a kill nobody can say who paused it.
+        wake: bool,
+    },
+    /// Make one image's content of two: a layer's and that of the image below it. Where the layer is a
+    /// running domain's disk and goes down, only the copying is done.
+    MergeLayer {
+        /// The merge.
+        merge: Merge,
+    },
+    /// Remove images of ours that nothing stands on.
+    RemoveLayers {
+        /// The images.
+        layers: Vec<Layer>,
     },
     /// Make an internal snapshot in images that nobody has open.
     SnapshotImages {
@@ -72,6 +127,16 @@ pub enum Step {
         id: SnapshotId,
         /// The images.
         disks: Vec<DiskTarget>,
+    },
+    /// Make sure that nobody uses the disks of a domain that is off, which are the state of a snapshot now, and
+    /// take down what they are known by.
+    SettleImages {
+        /// The snapshot; the images carry its tag.
+        id: SnapshotId,
+        /// The images that hold it inside.
+        disks: Vec<DiskTarget>,
+        /// The layers on top of the others, in which the domain goes on.
+        layers: Vec<Layer>,
     },
     /// Let the suspended domain go on.
     Resume {
@@ -84,6 +149,30 @@ pub enum Step {
     Seal {
         /// The snapshot.
         id: SnapshotId,
+        /// Where it is if not in the store.
+        #[serde(default)]
+        file: Option<Box<Path>>,
+    },
+    /// Take from a memory image outside the store the name that it was written under.
+    SettleMemory {
+        /// The snapshot.
+        id: SnapshotId,
+        /// The image.
+        file: Box<Path>,
+    },
+    /// Remove a memory image outside the store that is not recorded.
+    WithdrawMemory {
+        /// The snapshot.
+        id: SnapshotId,
+        /// The image.
+        file: Box<Path>,
+    },
+    /// Remove a snapshot's memory image outside the store, if it still is what was written.
+    RemoveMemory {
+        /// The snapshot.
+        id: SnapshotId,
+        /// The image.
+        file: Box<Path>,
     },
     /// Destroy the domain.
     Destroy {
@@ -109,6 +198,9 @@ pub enum Step {
         id: SnapshotId,
         /// UUID that the domain will have.
         uuid: Uuid,
+        /// The disks that it gets other images for.
+        #[serde(default)]
+        switches: Vec<Switch>,
     },
     /// Bring a domain back on the disks that its memory belongs to, unless it is still there, whole.
     BringBack {
@@ -163,6 +255,48 @@ pub enum Step {
     Announce,
 }
 
+/// One disk whose image changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Switch {
+    /// What it was.
+    pub from: DiskTarget,
+    /// What it is then.
+    pub to: Backing,
+}
+
+/// Which two images become one, and which way the content goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Merge {
+    /// The upper one.
+    pub layer: Layer,
+    /// Which of the two is left.
+    pub into: Into,
+    /// What the image below the layer stands on, for a layer that takes its place.
+    pub onto: Option<Backing>,
+    /// The layers that stand on the upper one.
+    pub above: Vec<Layer>,
+    /// The disk in whose chain a running domain may have it.
+    pub disk: DiskTarget,
+}
+
+impl Merge {
+    /// The images that are written to.
+    pub fn images(&self) -> Vec<&Path> {
+        let below = self.layer.backing.iter().map(|below| &*below.image);
+        let above = self.above.iter().map(|above| &*above.image);
+        below.chain(above).chain([&*self.layer.image]).collect()
+    }
+}
+
+/// An image that is made of another one's internal snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extracted {
+    /// Where the state is.
+    pub from: DiskTarget,
+    /// The image.
+    pub layer: Layer,
+}
+
 /// What becomes of the memory of a domain that is destroyed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "kebab-case")]
@@ -195,43 +329,145 @@ pub enum StoreChange {
     Add {
         /// The snapshot.
         record: Box<SnapshotRecord>,
+        /// The layers that are the disks from now on.
+        #[serde(default)]
+        layers: Vec<Layer>,
     },
     /// The present state comes from this snapshot.
     SetCurrent {
         /// The snapshot.
         id: SnapshotId,
+        /// The layers that were made for it.
+        #[serde(default)]
+        layers: Vec<Layer>,
+        /// What the disks are now.
+        #[serde(default)]
+        disks: Vec<DiskTarget>,
+    },
+    /// This is said of a snapshot; what is none stays as it is.
+    Edit {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Its name.
+        name: Option<SnapshotName>,
+        /// Words of the user's own.
+        description: Option<String>,
+    },
+    /// Two images are about to become one.
+    Merging {
+        /// The merge.
+        merge: Merge,
+    },
+    /// Two images have become one.
+    Merged {
+        /// The merge.
+        merge: Merge,
+    },
+    /// A deletion stopped: images that it wrote to are known by their last writes again.
+    Stopped,
+    /// These images are gone.
+    ForgetLayers {
+        /// The images.
+        images: Vec<Box<Path>>,
     },
     /// The deletion of these snapshots has begun.
     MarkDeleting {
         /// The snapshots, children before parents.
         ids: Vec<SnapshotId>,
+        /// Images that hold other snapshots' states themselves and will be changed by it, which those states
+        /// do not notice.
+        #[serde(default)]
+        changing: Vec<Box<Path>>,
     },
     /// These snapshots are gone.
     Remove {
         /// The snapshots, children before parents.
         ids: Vec<SnapshotId>,
+        /// What could not be deleted yet.
+        #[serde(default)]
+        left_over: Vec<LeftOver>,
+        /// What had been left over by earlier deletions and is gone now.
+        #[serde(default)]
+        tidied: Vec<LeftOver>,
+        /// Images that hold other snapshots' states themselves and were changed by it.
+        #[serde(default)]
+        changed: Vec<Box<Path>>,
     },
 }
 
 impl Step {
+    /// Whether nothing may go on before it is done: until then others could take the wrong image for the disk, or
+    /// the guest stands still.
+    pub fn must_be_finished(&self) -> bool {
+        matches!(
+            self,
+            Self::LeaveLayers { .. }
+                | Self::ReleaseMonitor { .. }
+                | Self::Commit {
+                    change: StoreChange::Merged { .. }
+                }
+        )
+    }
+
     /// The steps that take this one back, also when it was done only in part or not at all.
     pub fn taken_back_by(&self) -> Vec<Self> {
         match self {
             Self::CreateDirectory { id } => vec![Self::RemoveDirectory { id: *id }],
             Self::Wake { life } => vec![Self::Pause { life: *life }],
-            Self::SaveMemory { life, guest, .. } => {
-                vec![Self::Resume {
+            Self::SaveMemory {
+                life,
+                guest,
+                id,
+                file,
+                ..
+            } => {
+                let resume = Self::Resume {
                     life: *life,
                     guest: *guest,
-                }]
+                };
+                let withdraw = |file: &Path| Self::WithdrawMemory {
+                    id: *id,
+                    file: file.into(),
+                };
+                [Some(resume), file.as_deref().map(withdraw)]
+                    .into_iter()
+                    .flatten()
+                    .collect()
             }
-            Self::SnapshotDisks { id, disks, .. } | Self::SnapshotImages { id, disks } => {
-                vec![Self::DeleteTags {
+            Self::CreateLayers { layers } => vec![Self::RemoveLayers {
+                layers: layers.clone(),
+            }],
+            Self::ExtractLayers { layers, .. } => vec![Self::RemoveLayers {
+                layers: layers.iter().map(|made| made.layer.clone()).collect(),
+            }],
+            Self::SnapshotDisks {
+                life,
+                id,
+                disks,
+                layers,
+            } => {
+                // Where the guest was paused, that is brought about again by a step before.
+                let leave = Self::LeaveLayers {
+                    life: Some(*life),
+                    layers: layers.clone(),
+                    wake: true,
+                };
+                let delete = Self::DeleteTags {
                     id: *id,
                     disks: disks.clone(),
-                }]
+                };
+                let mut steps = Vec::new();
+                steps.extend((!layers.is_empty()).then_some(leave));
+                steps.extend((!disks.is_empty()).then_some(delete));
+                steps
             }
+            Self::SnapshotImages { id, disks } => vec![Self::DeleteTags {
+                id: *id,
+                disks: disks.clone(),
+            }],
             Self::HoldMonitor { process } => vec![Self::ReleaseMonitor { process: *process }],
+            // It must not let the guest reboot while that is between two images.
+            Self::ReleaseMonitor { process } => vec![Self::HoldMonitor { process: *process }],
             Self::Destroy {
                 life,
                 has_qemu,
@@ -249,16 +485,25 @@ impl Step {
             Self::Restore { uuid, .. } => vec![Self::DestroyRestored { uuid: *uuid }],
             // These change nothing that has to be taken back, or stand behind the point of no return.
             Self::Prove { .. }
+            | Self::RequireAbsent { .. }
+            | Self::SettleImages { .. }
+            | Self::SettleMemory { .. }
+            | Self::WithdrawMemory { .. }
+            | Self::RemoveMemory { .. }
             | Self::Pause { .. }
             | Self::Resume { .. }
             | Self::Seal { .. }
             | Self::BringBack { .. }
             | Self::DestroyRest { .. }
-            | Self::ReleaseMonitor { .. }
+            // What it says is taken back with what it is said of.
+            | Self::PointDisks { .. }
             | Self::DestroyRestored { .. }
             | Self::Start { .. }
             | Self::Commit { .. }
             | Self::DeleteTags { .. }
+            | Self::LeaveLayers { .. }
+            | Self::MergeLayer { .. }
+            | Self::RemoveLayers { .. }
             | Self::RemoveDirectory { .. }
             | Self::Announce => Vec::new(),
         }
@@ -310,113 +555,4 @@ impl Memory {
             ],
         }
     }
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Prove { id, .. } => write!(f, "check that snapshot {id} is whole"),
-            Self::CreateDirectory { id } => write!(f, "make directory {id} in the store"),
-            Self::Wake { life } => {
-                write!(f, "unpause domain {} so that it can suspend", life.domid)
-            }
-            Self::Pause { life } => write!(f, "pause domain {}", life.domid),
-            Self::SaveMemory { life, id, .. } => {
-                write!(
-                    f,
-                    "suspend domain {} and write its memory to {id}/memory",
-                    life.domid
-                )
-            }
-            Self::SnapshotDisks { life, id, disks } => {
-                write!(
-                    f,
-                    "in one transaction of domain {}'s QEMU, snapshot ",
-                    life.domid
-                )?;
-                list(f, disks)?;
-                write!(f, " as {}", id.tag())
-            }
-            Self::SnapshotImages { id, disks } => {
-                f.write_str("snapshot ")?;
-                list(f, disks)?;
-                write!(f, " as {}", id.tag())
-            }
-            Self::Resume { life, guest } => write!(f, "let domain {} go on, {guest}", life.domid),
-            Self::Seal { id } => write!(f, "flush {id}/memory to the disk"),
-            Self::Destroy {
-                life,
-                memory: Memory::GivenUp { .. },
-                ..
-            } => write!(f, "destroy domain {}, whose memory is not kept", life.domid),
-            Self::Destroy { life, .. } => write!(f, "destroy domain {}", life.domid),
-            Self::DestroyRest { life, .. } => {
-                write!(f, "unless domain {} is still whole, destroy it", life.domid)
-            }
-            Self::ApplyImages { id, disks, .. } => {
-                f.write_str("set ")?;
-                list(f, disks)?;
-                write!(f, " to {}", id.tag())
-            }
-            Self::Restore { id, .. } => write!(f, "restore the domain from {id}/memory, paused"),
-            Self::BringBack { id, life, .. } => {
-                write!(
-                    f,
-                    "unless domain {} is still there, restore it from {id}/memory",
-                    life.domid
-                )
-            }
-            Self::HoldMonitor { process } => {
-                write!(
-                    f,
-                    "stop xl's monitor (process {}) for the suspend",
-                    process.pid
-                )
-            }
-            Self::ReleaseMonitor { process } => {
-                write!(f, "let xl's monitor (process {}) go on", process.pid)
-            }
-            Self::DestroyRestored { .. } => f.write_str("destroy the restored domain"),
-            Self::Start {
-                guest: GuestState::Running,
-                ..
-            } => f.write_str("let the domain run"),
-            Self::Start {
-                guest: GuestState::Paused,
-                ..
-            } => f.write_str("leave the domain paused"),
-            Self::Commit { change } => match change {
-                StoreChange::Add { record } => write!(f, "record snapshot '{}'", record.name()),
-                StoreChange::SetCurrent { id } => write!(f, "record {id} as the current snapshot"),
-                StoreChange::MarkDeleting { ids } => {
-                    f.write_str("record that the deletion of ")?;
-                    list(f, ids)?;
-                    f.write_str(" has begun")
-                }
-                StoreChange::Remove { ids } => {
-                    f.write_str("record that ")?;
-                    list(f, ids)?;
-                    f.write_str(if ids.len() == 1 {
-                        " is gone"
-                    } else {
-                        " are gone"
-                    })
-                }
-            },
-            Self::DeleteTags { id, disks } => {
-                write!(f, "delete {} from ", id.tag())?;
-                list(f, disks)
-            }
-            Self::RemoveDirectory { id } => write!(f, "remove directory {id} from the store"),
-            Self::Announce => f.write_str("post the current snapshot in xenstore"),
-        }
-    }
-}
-
-fn list(f: &mut fmt::Formatter<'_>, items: &[impl fmt::Display]) -> fmt::Result {
-    for (at, item) in items.iter().enumerate() {
-        let separator = if at == 0 { "" } else { ", " };
-        write!(f, "{separator}{item}")?;
-    }
-    Ok(())
 }

@@ -1,12 +1,14 @@
 //! Plans as people read them, and the rules that none may break.
 
 mod delete;
+mod disk_only;
+mod external;
 mod force;
 
 use super::*;
 use crate::ErrorKind;
 use crate::model::disk::{
-    DeviceDisk, DiskTarget, ImageFacts, ImageFormat, InternalSnapshot, Stamp,
+    DeviceDisk, DiskKind, DiskTarget, ImageFacts, ImageFormat, InternalSnapshot, Stamp,
 };
 use crate::model::domain::{DomainLife, DomainState, GuestState, GuestType};
 use crate::model::name::SnapshotName;
@@ -45,6 +47,7 @@ fn device(vdev: &str) -> DeviceDisk {
 
 fn live(vdevs: &[&str], state: DomainState) -> LiveDomain {
     LiveDomain {
+        dirty_pages_known: true,
         life: DomainLife {
             domid: 5,
             uuid: Uuid::from_u128(7),
@@ -65,6 +68,14 @@ fn inventory(vdevs: &[&str], state: Option<DomainState>, snapshots: u128) -> Inv
     let mut record = DomainRecord::new("g1");
     let mut facts = ImageFacts {
         virtual_size: 64 * MIB,
+        allocated: 10 * MIB,
+        written: Stamp {
+            seconds: 1_650_000_000,
+            nanoseconds: 7,
+        },
+        is_device: false,
+        retired: false,
+        backing: None,
         snapshots: Vec::new(),
     };
     let stamp = Stamp {
@@ -107,14 +118,18 @@ fn inventory(vdevs: &[&str], state: Option<DomainState>, snapshots: u128) -> Inv
                         image: Path::new(&image(vdev)).into(),
                         format: ImageFormat::Qcow2,
                     },
+                    kind: DiskKind::Internal,
                     stamp: Some(stamp),
                 })
                 .collect(),
+            configuration: None,
         });
     }
     Inventory {
         domain: "g1".into(),
         live: state.map(|state| live(vdevs, state)),
+        off: None,
+        off_unknown: None,
         images: vdevs
             .iter()
             .map(|vdev| (image(vdev).into(), Some(facts.clone())))
@@ -126,6 +141,7 @@ fn inventory(vdevs: &[&str], state: Option<DomainState>, snapshots: u128) -> Inv
             .map(|snapshot| (snapshot.id, 129 * MIB))
             .collect(),
         record,
+        claimed: BTreeMap::new(),
         free_bytes: 1000 * MIB,
     }
 }
@@ -133,7 +149,7 @@ fn inventory(vdevs: &[&str], state: Option<DomainState>, snapshots: u128) -> Inv
 fn named(name: &str) -> CreateRequest {
     CreateRequest {
         name: Some(SnapshotName::new(name).unwrap()),
-        description: None,
+        ..CreateRequest::default()
     }
 }
 
@@ -202,6 +218,43 @@ fn delete_with_a_child_and_a_missing_image() {
     insta::assert_snapshot!(super::delete(&inventory, &only("s1"), &fresh()).unwrap());
 }
 
+/// The type of the guest is recorded; the steps are the same. An HVM guest has a QEMU also without a disk.
+#[test]
+fn every_type_of_guest_is_snapshotted_alike() {
+    let of_type = |guest_type| {
+        let mut inventory = inventory(&["xvda"], Some(DomainState::Running), 1);
+        inventory.live.as_mut().unwrap().guest_type = guest_type;
+        inventory
+    };
+    let steps =
+        |plan: &Plan| -> Vec<String> { plan.steps.iter().map(ToString::to_string).collect() };
+    for guest_type in [GuestType::Pvh, GuestType::Hvm] {
+        for force in [false, true] {
+            let request = RevertRequest { force, ..to("s1") };
+            let revert =
+                |guest_type| super::revert(&of_type(guest_type), &request, &fresh()).unwrap();
+            assert_eq!(steps(&revert(guest_type)), steps(&revert(GuestType::Pv)));
+        }
+        let create =
+            |guest_type| super::create(&of_type(guest_type), &named("n"), &fresh()).unwrap();
+        assert_eq!(steps(&create(guest_type)), steps(&create(GuestType::Pv)));
+        let types = create(guest_type)
+            .steps
+            .into_iter()
+            .find_map(|step| match step {
+                Step::Commit {
+                    change: StoreChange::Add { record, .. },
+                } => Some(record.guest_type),
+                _ => None,
+            });
+        assert_eq!(types, Some(guest_type));
+    }
+    let mut bare = live(&[], DomainState::Running);
+    assert!(!bare.has_qemu());
+    bare.guest_type = GuestType::Hvm;
+    assert!(bare.has_qemu());
+}
+
 /// Something that is changed in an inventory.
 type Change<'a> = &'a dyn Fn(&mut Inventory);
 
@@ -230,12 +283,7 @@ fn what_stands_in_the_way_is_named() {
             "is crashed",
         ),
         (
-            &|i| i.live.as_mut().unwrap().guest_type = GuestType::Hvm,
-            ErrorKind::Unsupported,
-            "is of type HVM",
-        ),
-        (
-            &|i| disk(i).format = Some("raw".into()),
+            &|i| disk(i).format = Some("vhd".into()),
             ErrorKind::Unsupported,
             "xvda (/images",
         ),
@@ -261,6 +309,14 @@ fn what_stands_in_the_way_is_named() {
             "xvda and xvdb are the same image",
         ),
         (
+            &|i| {
+                let image = disk(i).pdev_path.clone().unwrap();
+                i.claimed.insert(image.into(), "other".into());
+            },
+            ErrorKind::Stale,
+            "domain 'other' need",
+        ),
+        (
             &|i| i.free_bytes = MIB,
             ErrorKind::NoSpace,
             "1048576 are free",
@@ -271,6 +327,20 @@ fn what_stands_in_the_way_is_named() {
         assert_eq!(was, kind, "{report}");
         assert!(report.contains(words), "{report}");
     }
+}
+
+#[test]
+fn a_live_save_needs_to_know_what_the_guest_writes_to() {
+    let mut inventory = inventory(&["xvda"], Some(DomainState::Running), 0);
+    let mut request = named("new");
+    request.live = true;
+    super::create(&inventory, &request, &fresh()).unwrap();
+    inventory.live.as_mut().unwrap().dirty_pages_known = false;
+    let error = super::create(&inventory, &request, &fresh()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.report().contains("shadow"), "{}", error.report());
+    inventory.live.as_mut().unwrap().state = DomainState::Paused;
+    super::create(&inventory, &request, &fresh()).unwrap();
 }
 
 #[test]
@@ -369,7 +439,10 @@ fn the_check_refuses_what_loses_data() {
         inventory.record.snapshots[1].id,
     );
     let commit = Step::Commit {
-        change: StoreChange::MarkDeleting { ids: vec![first] },
+        change: StoreChange::MarkDeleting {
+            ids: vec![first],
+            changing: Vec::new(),
+        },
     };
     let report = refused(vec![commit, Step::RemoveDirectory { id: second }]);
     assert!(
@@ -434,7 +507,7 @@ proptest! {
         force: bool,
         scope in prop::sample::select(&SCOPES[..]),
         parents in prop::collection::vec(0usize..5, 5),
-        guest_type in prop::sample::select(&[GuestType::Pv, GuestType::Hvm][..]),
+        guest_type in prop::sample::select(&[GuestType::Pv, GuestType::Pvh, GuestType::Hvm][..]),
         room in prop::sample::select(&[0, 1000 * MIB][..]),
     ) {
         let vdevs = ["xvda", "xvdb", "xvdc", "xvdd", "xvde"];

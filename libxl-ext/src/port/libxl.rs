@@ -2,13 +2,16 @@
 
 use super::libxl_log::Logger;
 use super::libxl_sys as sys;
-use super::{Configuration, Toolstack};
+use super::{Configuration, Toolstack, domain_disks};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
+use crate::model::configuration::redirect;
 use crate::model::domain::GuestType;
+use crate::plan::Switch;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
+use std::time::Instant;
 
 /// The version of the stream that libxl writes since Xen 4.6.
 const STREAM_VERSION: u32 = 2;
@@ -123,6 +126,60 @@ impl Libxl {
         unsafe { sys::libxl_domain_restore_params_dispose(&raw mut params) };
         self.check(rc, || "make a domain of a memory image".into())?;
         Ok(domid)
+    }
+}
+
+/// What libxl calls the configuration that it keeps of a domain (`libxl-json`, see `libxl_userdata_store` in
+/// libxl.h).
+const STORED_CONFIGURATION: &CStr = c"libxl-json";
+
+impl Libxl {
+    /// The configuration by which libxl would make the domain anew, with the NUL that ends it taken off.
+    fn stored_configuration(&self, domid: u32) -> Result<String> {
+        let what = || format!("read the stored configuration of domain {domid}");
+        let (mut data, mut length): (*mut u8, c_int) = (ptr::null_mut(), 0);
+        // SAFETY: the names are C strings, the out-pointers are ours.
+        let rc = unsafe {
+            sys::libxl_userdata_retrieve(
+                self.ctx,
+                domid,
+                STORED_CONFIGURATION.as_ptr(),
+                &raw mut data,
+                &raw mut length,
+            )
+        };
+        self.check(rc, what)?;
+        let missing = || Error::new(ErrorKind::Toolstack, what()).because("there is none");
+        let length = usize::try_from(length).ok().filter(|_| !data.is_null());
+        let length = length.ok_or_else(missing)?;
+        // SAFETY: libxl says that it allocated so many bytes there.
+        let bytes = unsafe { std::slice::from_raw_parts(data, length) }.to_vec();
+        // SAFETY: they came from malloc and are ours.
+        unsafe { sys::free(data.cast::<c_void>()) };
+        let text = bytes.strip_suffix(b"\0").unwrap_or(&bytes).to_vec();
+        String::from_utf8(text)
+            .map_err(|error| Error::new(ErrorKind::Toolstack, what()).because(error))
+    }
+
+    fn store_configuration(&self, domid: u32, configuration: &str) -> Result<()> {
+        let what = || format!("replace the stored configuration of domain {domid}");
+        // libxl keeps the NUL.
+        let text = CString::new(configuration)
+            .map_err(|error| Error::new(ErrorKind::Toolstack, what()).because(error))?;
+        let bytes = text.as_bytes_with_nul();
+        let length = c_int::try_from(bytes.len())
+            .map_err(|error| Error::new(ErrorKind::Toolstack, what()).because(error))?;
+        // SAFETY: the name is a C string, and the bytes are there for the call.
+        let rc = unsafe {
+            sys::libxl_userdata_store(
+                self.ctx,
+                domid,
+                STORED_CONFIGURATION.as_ptr(),
+                bytes.as_ptr(),
+                length,
+            )
+        };
+        self.check(rc, what)
     }
 }
 
@@ -249,6 +306,20 @@ impl Toolstack for Libxl {
         Ok(name)
     }
 
+    fn has_shadow_paging(&self) -> Result<bool> {
+        // SAFETY: all bytes zero is a value of this C struct, which the next call fills.
+        let mut info: sys::libxl_physinfo = unsafe { std::mem::zeroed() };
+        // SAFETY: the pointer is to a whole struct of ours.
+        unsafe { sys::libxl_physinfo_init(&raw mut info) };
+        // SAFETY: the struct was initialised.
+        let rc = unsafe { sys::libxl_get_physinfo(self.ctx, &raw mut info) };
+        let has = info.cap_shadow;
+        // SAFETY: it was initialised, and is not used again.
+        unsafe { sys::libxl_physinfo_dispose(&raw mut info) };
+        self.check(rc, || "ask the hypervisor what it can do".into())?;
+        Ok(has)
+    }
+
     fn configuration(&self, domid: u32) -> Result<Configuration> {
         let mut config = DomainConfig::new();
         // SAFETY: the struct was initialised; a null `ao_how` makes the call wait.
@@ -288,12 +359,22 @@ impl Toolstack for Libxl {
         })
     }
 
-    fn suspend_to(&self, domid: u32, sink: BorrowedFd<'_>, observer: &dyn Observer) -> Result<()> {
+    fn suspend_to(
+        &self,
+        domid: u32,
+        sink: BorrowedFd<'_>,
+        live: bool,
+        observer: &dyn Observer,
+    ) -> Result<Option<Instant>> {
+        let flags = if live { sys::LIBXL_SUSPEND_LIVE } else { 0 };
+        let flags = c_int::try_from(flags).unwrap_or_default();
+        self.logger().take_suspended();
         // SAFETY: the descriptor stays open for the call; a null `ao_how` makes the call wait.
         let rc = self.logger().observed(observer, || unsafe {
-            sys::libxl_domain_suspend(self.ctx, domid, sink.as_raw_fd(), 0, ptr::null())
+            sys::libxl_domain_suspend(self.ctx, domid, sink.as_raw_fd(), flags, ptr::null())
         });
-        self.check(rc, || format!("save the memory of domain {domid}"))
+        self.check(rc, || format!("save the memory of domain {domid}"))?;
+        Ok(self.logger().take_suspended())
     }
 
     fn resume(&self, domid: u32) -> Result<()> {
@@ -312,6 +393,13 @@ impl Toolstack for Libxl {
         // SAFETY: plain values.
         let rc = unsafe { sys::libxl_domain_unpause(self.ctx, domid, ptr::null()) };
         self.check(rc, || format!("unpause domain {domid}"))
+    }
+
+    fn point_disks(&self, domid: u32, switches: &[Switch]) -> Result<()> {
+        let before = self.stored_configuration(domid)?;
+        let after = redirect(&before, switches)?;
+        self.store_configuration(domid, &after)?;
+        domain_disks::point(domid, switches)
     }
 
     fn destroy(&self, domid: u32) -> Result<()> {

@@ -5,25 +5,32 @@
 //! | [`Hypervisor`] | `xenctrl` | says what a domain's state really is, also while xenstored is slow |
 //! | [`Toolstack`] | libxl, by bindgen on the installed headers | the only one who may suspend and destroy |
 //! | [`BlockLayer`] | QMP of the domain's QEMU | all disks of a running guest in one transaction |
-//! | [`Images`] | `qemu-img` | images that no QEMU has open |
+//! | [`Images`] | `qemu-img`, `qemu-nbd` | images that no QEMU has open |
 //! | [`Monitors`] | `/proc` and signals | xl has no other way to be told |
 //! | [`Restorer`] | `xl restore`; libxl for the C library | xl's leaves its own monitor behind, so reboot and poweroff act as `on_*` says |
 //! | [`NoticeBoard`] | `xenstore-rs` | tells other tools what goes on; never believed |
 
+mod domain_disks;
+mod job;
 pub mod libxl;
 mod libxl_log;
 #[doc(hidden)]
 pub mod libxl_sys;
 pub mod monitor;
+mod nbd;
 mod proc;
 pub mod qemu_img;
 pub mod qmp;
 mod qmp_wire;
 pub mod restore;
 mod subprocess;
+mod unused_node;
 pub mod xenctrl;
 pub mod xenstore;
 mod xl;
+
+pub use nbd::DiskContent;
+pub(crate) use proc::wait_until_closed;
 
 #[cfg(fuzzing)]
 pub(crate) use qmp_wire::converse as qmp_converse;
@@ -32,10 +39,13 @@ use crate::error::Result;
 use crate::event::Observer;
 use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, Stamp};
 use crate::model::domain::{DomainLife, DomainState, GuestType, Keeper};
+use crate::model::layer::{Backing, Layer};
 use crate::model::process::ProcessId;
+use crate::plan::{Merge, Switch};
 use serde_json::Value;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::time::Instant;
 use uuid::Uuid;
 
 /// A domain as the hypervisor sees it.
@@ -86,12 +96,27 @@ pub trait Toolstack {
     /// If libxl fails.
     fn configuration(&self, domid: u32) -> Result<Configuration>;
 
-    /// Suspends the domain and writes libxl's stream of its memory to `sink`, which is left open. On
-    /// success the domain stays suspended; after a failure it may be suspended or not.
+    /// Whether the hypervisor can tell which of its pages a PV guest writes to, which a live save has to know:
+    /// whether it is built with shadow paging (libxl's `cap_shadow`, `shadow` in `xl info`'s virt_caps).
+    ///
+    /// # Errors
+    /// If libxl fails.
+    fn has_shadow_paging(&self) -> Result<bool>;
+
+    /// Suspends the domain and writes libxl's stream of its memory to `sink`, which is left open. With `live`
+    /// the guest runs while most of it is written, and what it changes meanwhile is written again. On success
+    /// the domain stays suspended, since the instant that is returned if libxl told; after a failure it may
+    /// be suspended or not.
     ///
     /// # Errors
     /// If the guest does not answer, the sink fails, or libxl fails.
-    fn suspend_to(&self, domid: u32, sink: BorrowedFd<'_>, observer: &dyn Observer) -> Result<()>;
+    fn suspend_to(
+        &self,
+        domid: u32,
+        sink: BorrowedFd<'_>,
+        live: bool,
+        observer: &dyn Observer,
+    ) -> Result<Option<Instant>>;
 
     /// Lets a suspended domain go on.
     ///
@@ -110,6 +135,13 @@ pub trait Toolstack {
     /// # Errors
     /// If libxl fails.
     fn unpause(&self, domid: u32) -> Result<()>;
+
+    /// Tells everybody who asks that the domain's disks are other images: libxl's stored configuration and
+    /// xenstore. The disks themselves are not touched.
+    ///
+    /// # Errors
+    /// If libxl or xenstored fails; some may have been told then.
+    fn point_disks(&self, domid: u32, switches: &[Switch]) -> Result<()>;
 
     /// Ends the domain and waits until it is gone.
     ///
@@ -142,6 +174,16 @@ pub struct BlockNode {
     pub facts: ImageFacts,
 }
 
+/// Whether QEMU has an image open by more than one node. An HVM guest's QEMU opens each of the first four disks twice,
+/// for an emulated disk and for the PV one, until the guest's PV drivers have the emulated ones unplugged. What one
+/// node changes, the other does not notice.
+pub fn is_open_twice(nodes: &[BlockNode], image: &Path) -> bool {
+    // Beside each of them there is one for the file itself.
+    let of_image =
+        |node: &&BlockNode| ImageFormat::of(&node.driver).is_some() && &*node.image == image;
+    nodes.iter().filter(of_image).count() > 1
+}
+
 /// The block layer of a domain's own QEMU.
 pub trait BlockLayer {
     /// Every image that the domain's QEMU has open.
@@ -150,13 +192,44 @@ pub trait BlockLayer {
     /// If QEMU cannot be reached or answers with an error.
     fn nodes(&self, life: DomainLife) -> Result<Vec<BlockNode>>;
 
-    /// Makes an internal snapshot of all the disks in one transaction: all of them or none.
+    /// In one transaction, all or nothing: makes an internal snapshot of `disks`, and puts `layers`, which are
+    /// there and empty, on top of the images below them. Each image must be open
+    /// once.
     ///
     /// # Errors
-    /// If QEMU refuses; no disk has the snapshot then.
-    fn snapshot(&self, life: DomainLife, tag: &str, disks: &[DiskTarget]) -> Result<()>;
+    /// If QEMU refuses; nothing has changed then.
+    fn snapshot(
+        &self,
+        life: DomainLife,
+        tag: &str,
+        disks: &[DiskTarget],
+        layers: &[Layer],
+    ) -> Result<()>;
 
-    /// Deletes an internal snapshot of one disk; its absence is no error.
+    /// Copies what a layer that is a disk holds to the image below it, with the guest running, until what the
+    /// guest writes goes to both. A layer that QEMU does not have open is no error.
+    ///
+    /// # Errors
+    /// If QEMU refuses, or the copying fails: the layer is the disk still.
+    fn bring_in_step(&self, life: DomainLife, layer: &Layer) -> Result<()>;
+
+    /// Makes the image below a layer the disk instead of the layer, if the two are in step, and closes the layer.
+    /// Returns whether the image below is the disk: if not, the copying had ended, and nothing has changed.
+    ///
+    /// # Errors
+    /// If QEMU refuses: either may be the disk.
+    fn leave_layer(&self, life: DomainLife, layer: &Layer) -> Result<bool>;
+
+    /// Makes one image's content of two, with the guest running. Where the layer is the disk itself and goes
+    /// down, it is [`BlockLayer::bring_in_step`], and [`BlockLayer::leave_layer`] completes it. A layer that QEMU does not have
+    /// open is no error.
+    ///
+    /// # Errors
+    /// If QEMU refuses, or the job fails; the chain is as before then.
+    fn merge(&self, life: DomainLife, merge: &Merge) -> Result<()>;
+
+    /// Deletes an internal snapshot of one disk; its absence is no error. If the image is open twice, the guest
+    /// must stand still.
     ///
     /// # Errors
     /// If QEMU refuses.
@@ -188,6 +261,71 @@ pub trait Images {
     /// # Errors
     /// If the image is in use or damaged.
     fn delete_snapshot(&self, disk: &DiskTarget, tag: &str) -> Result<()>;
+
+    /// Makes sure that there is no file of the name.
+    ///
+    /// # Errors
+    /// If there is one.
+    fn require_absent(&self, image: &Path) -> Result<()>;
+
+    /// Makes sure that no process has an image open; waits for a while for one that has.
+    ///
+    /// # Errors
+    /// If one has.
+    fn require_closed(&self, image: &Path) -> Result<()>;
+
+    /// Makes a new, empty layer, readable by root alone.
+    ///
+    /// # Errors
+    /// If there is a file of its name, or no room.
+    fn create_layer(&self, layer: &Layer) -> Result<()>;
+
+    /// Makes a layer that holds what an internal snapshot of another image does. That may be in use, as long
+    /// as nobody writes to it.
+    ///
+    /// # Errors
+    /// If there is a file of its name, no room, or no such snapshot.
+    fn extract(&self, from: &DiskTarget, tag: &str, layer: &Layer) -> Result<()>;
+
+    /// Writes what a layer holds to the image below it.
+    ///
+    /// # Errors
+    /// If either is in use, full or damaged.
+    fn commit_layer(&self, layer: &Layer) -> Result<()>;
+
+    /// Puts a layer onto another image, or onto none. Its content stays the same: with `copy`, by copying
+    /// what it lacks then; without, because the other image holds the same as the one that it stands on. A
+    /// layer that stands there already is no error.
+    ///
+    /// # Errors
+    /// If it is in use, full or damaged.
+    fn rebase_layer(&self, layer: &Layer, onto: Option<&Backing>, copy: bool) -> Result<()>;
+
+    /// Empties the file of a layer whose content the image below it holds, to say so to whoever comes after a
+    /// crash ([`ImageFacts::retired`]).
+    ///
+    /// # Errors
+    /// If it is in use, or cannot be emptied.
+    fn retire_layer(&self, layer: &Layer) -> Result<()>;
+
+    /// Removes the file of a layer; its absence is no error.
+    ///
+    /// # Errors
+    /// If it is in use, or cannot be removed.
+    fn remove_layer(&self, layer: &Layer) -> Result<()>;
+
+    /// What a guest would read of a chain of images, the one that it would write to first, or of an internal snapshot
+    /// in that. What the images say of those below them does not count. They may be in use.
+    ///
+    /// # Errors
+    /// If one is missing or damaged, or there is no such snapshot.
+    fn content(&self, chain: &[Backing], tag: Option<&str>) -> Result<Box<dyn DiskContent>>;
+
+    /// Waits until what was written to an image is on the disk, with the time of its last write.
+    ///
+    /// # Errors
+    /// If it did not get there.
+    fn make_durable(&self, image: &Path) -> Result<()>;
 }
 
 /// The processes that act on what the guests do.
@@ -214,10 +352,11 @@ pub trait Monitors {
 /// Whoever makes a domain out of a memory image.
 pub trait Restorer {
     /// Restores the domain and leaves it paused: it has not run yet. `keeper` acts on what it does later.
+    /// Its disks are as the image says, but for `switches`.
     ///
     /// # Errors
     /// If the restore fails; a half-built domain may be left.
-    fn restore_paused(&self, image: &Path, keeper: Keeper) -> Result<()>;
+    fn restore_paused(&self, image: &Path, keeper: Keeper, switches: &[Switch]) -> Result<()>;
 }
 
 /// The runtime state that other tools can watch, below `/libxl/<domid>/ext`.

@@ -44,7 +44,7 @@ pub(super) fn stat(pid: i32) -> Option<(char, ProcessId)> {
 /// Waits until no process has the file open.
 ///
 /// QEMU's own image locks do not help: the qdisk backend opens its images with locking off.
-pub(super) fn wait_until_closed(path: &Path) -> Result<()> {
+pub(crate) fn wait_until_closed(path: &Path) -> Result<()> {
     let deadline = Instant::now() + CLOSE_LIMIT;
     while let Some(holder) = holder(path)? {
         if Instant::now() >= deadline {

@@ -52,6 +52,11 @@ struct QmpFailure {
     desc: String,
 }
 
+/// Whether QEMU understood a command and would not do it.
+pub(super) fn is_refusal(error: &Error) -> bool {
+    std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<QmpFailure>)
+}
+
 /// An open monitor in command mode.
 pub(super) struct Monitor {
     reader: BufReader<UnixStream>,

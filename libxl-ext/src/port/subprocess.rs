@@ -2,9 +2,10 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use rustix::process::{Signal, set_parent_process_death_signal};
+use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 /// Longest part of a program's error output that is shown, in bytes.
 const COMPLAINT_MAX: u64 = 4096;
@@ -43,10 +44,82 @@ impl ProgramFailure {
     }
 }
 
+/// A program that runs beside us, and is killed if we are.
+pub(super) struct Beside {
+    /// The program.
+    pub(super) child: Child,
+    complaint: File,
+    program: String,
+}
+
+impl Beside {
+    /// Why it has ended, if it has.
+    pub(super) fn failure(&mut self, what: &str) -> Result<Option<Error>> {
+        let failed = |error: std::io::Error| Error::new(ErrorKind::Toolstack, what).because(error);
+        let Some(status) = self.child.try_wait().map_err(failed)? else {
+            return Ok(None);
+        };
+        let mut text = Vec::new();
+        let complaint = &mut self.complaint;
+        complaint
+            .rewind()
+            .and_then(|()| complaint.take(COMPLAINT_MAX).read_to_end(&mut text))
+            .map_err(failed)?;
+        let failure = ProgramFailure {
+            program: self.program.clone(),
+            status,
+            complaint: String::from_utf8_lossy(&text).into_owned(),
+        };
+        Ok(Some(
+            Error::new(ErrorKind::Toolstack, what).because(failure),
+        ))
+    }
+}
+
+/// Starts a program and lets it run.
+pub(super) fn spawn(mut command: Command, what: &str) -> Result<Beside> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let failed = |error: std::io::Error| {
+        Error::new(ErrorKind::Toolstack, what)
+            .because(error)
+            .hint(format!("is {program} installed?"))
+    };
+    let complaint = tempfile::tempfile().map_err(failed)?;
+    command
+        .env("LC_ALL", "C")
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(complaint.try_clone().map_err(failed)?);
+    // SAFETY: between fork and exec only one system call is made, which allocates nothing.
+    unsafe {
+        command.pre_exec(|| {
+            set_parent_process_death_signal(Some(Signal::KILL)).map_err(std::io::Error::from)
+        });
+    }
+    tracing::debug!("start {command:?}");
+    let child = command.spawn().map_err(failed)?;
+    Ok(Beside {
+        child,
+        complaint,
+        program,
+    })
+}
+
 /// Runs a program to its end and returns its standard output.
 ///
 /// Its output goes through files and not pipes: a daemon that it leaves behind may keep them open.
-pub(super) fn run(mut command: Command, death: Death, what: &str) -> Result<Vec<u8>> {
+pub(super) fn run(command: Command, death: Death, what: &str) -> Result<Vec<u8>> {
+    run_with_input(command, death, Stdio::null(), what)
+}
+
+/// As [`run`], for a program that reads something.
+pub(super) fn run_with_input(
+    mut command: Command,
+    death: Death,
+    input: Stdio,
+    what: &str,
+) -> Result<Vec<u8>> {
     let program = command.get_program().to_string_lossy().into_owned();
     let failed = |error: std::io::Error| {
         Error::new(ErrorKind::Toolstack, what)
@@ -59,7 +132,7 @@ pub(super) fn run(mut command: Command, death: Death, what: &str) -> Result<Vec<
         .env("LC_ALL", "C")
         // ^C is for us alone: we decide what becomes of a program that changes a domain or an image.
         .process_group(0)
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(output.try_clone().map_err(failed)?)
         .stderr(complaint.try_clone().map_err(failed)?);
     // SAFETY: between fork and exec only one system call is made, which allocates nothing.

@@ -109,8 +109,16 @@ fn is_absence(error: &Error) -> bool {
         .is_some_and(|cause| cause.kind() == std::io::ErrorKind::NotFound)
 }
 
+/// Takes everything out of a file that is there, for good.
+pub(crate) fn empty_own(path: &Path) -> Result<()> {
+    let file = open(path, OFlags::WRONLY)?;
+    file.set_len(0)
+        .and_then(|()| file.sync_all())
+        .map_err(|error| Error::io(format!("empty {}", path.display()), error))
+}
+
 /// Waits until a file's content is on the disk.
-pub(super) fn sync_file(path: &Path) -> Result<()> {
+pub(crate) fn sync_file(path: &Path) -> Result<()> {
     open_own(path)?
         .sync_all()
         .map_err(|error| Error::io(format!("fsync {}", path.display()), error))

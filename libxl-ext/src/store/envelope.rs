@@ -38,6 +38,14 @@ impl Envelope {
     pub const RECORD: Self = Self { kind: "record" };
     /// One entry of a journal.
     pub const JOURNAL: Self = Self { kind: "journal" };
+    /// The copy of what the record says of one snapshot.
+    pub const SNAPSHOT: Self = Self { kind: "snapshot" };
+    /// The copy of what it says beside its snapshots.
+    pub const PRESENT: Self = Self { kind: "present" };
+    /// The first member of a bundle.
+    pub const BUNDLE: Self = Self { kind: "bundle" };
+    /// The last member of a bundle.
+    pub const CHECKSUMS: Self = Self { kind: "checksums" };
 
     /// Frames a value.
     ///

@@ -4,14 +4,18 @@
 //! <root>/<domain, escaped>/lock           taken by every command that changes something
 //!                         /domain         the record: all snapshots of the domain
 //!                         /journal        what an operation in progress intended and did
+//!                         /present        a copy of what the record says beside its snapshots
 //!                         /<id>/memory    a memory image that stock `xl restore` takes
+//!                         /<id>/snapshot  a copy of what the record says of the snapshot
 //! ```
 //! `docs/store-format.md` specifies the bytes.
 
 pub(crate) mod atomic;
+mod copies;
 mod envelope;
 mod lock;
 
+pub use copies::{PresentCopy, SnapshotCopy};
 #[cfg(test)]
 pub(crate) use envelope::refuses_every_changed_byte;
 pub use envelope::{Envelope, FORMAT_VERSION};
@@ -19,7 +23,7 @@ pub use lock::{DomainLock, LockWait};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::name::{SnapshotId, domain_directory};
-use crate::model::record::DomainRecord;
+use crate::model::record::{DomainRecord, SnapshotRecord};
 use rustix::fs::Mode;
 use std::fs;
 use std::io;
@@ -42,6 +46,17 @@ impl Store {
     /// The store below `root`. Nothing is created before something is written.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
+    }
+
+    /// The records of all domains, as far as they can be read.
+    pub(crate) fn records(&self) -> Vec<DomainRecord> {
+        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        let records = entries.filter_map(|entry| {
+            let path = entry.path().join("domain");
+            let bytes = atomic::read_own(&path).ok()??;
+            Envelope::RECORD.open(&bytes, &path).ok()
+        });
+        records.collect()
     }
 
     /// The part of the store that belongs to one domain.
@@ -81,6 +96,14 @@ impl DomainStore {
         self.snapshot_directory(id).join("memory")
     }
 
+    /// The memory image of a recorded snapshot, here or where the user wanted it.
+    pub fn memory_of(&self, snapshot: &SnapshotRecord) -> PathBuf {
+        match &snapshot.snapshot.memory_file {
+            Some(file) => file.into(),
+            None => self.memory_path(snapshot.id),
+        }
+    }
+
     /// The memory image of one snapshot while it is being written.
     pub fn partial_memory_path(&self, id: SnapshotId) -> PathBuf {
         self.snapshot_directory(id).join("memory.partial")
@@ -91,7 +114,8 @@ impl DomainStore {
         self.directory.join("journal")
     }
 
-    fn record_path(&self) -> PathBuf {
+    /// The record.
+    pub(crate) fn record_path(&self) -> PathBuf {
         self.directory.join("domain")
     }
 
@@ -111,11 +135,33 @@ impl DomainStore {
     /// [`ErrorKind::Corrupt`] and [`ErrorKind::NewerVersion`] for a file that is there and cannot be
     /// believed, [`ErrorKind::Io`] if it cannot be read. Absence is no error.
     pub fn load(&self) -> Result<DomainRecord> {
+        match self.read()? {
+            RecordFile::Absent => Ok(DomainRecord::new(&self.name)),
+            RecordFile::Damaged(error) => Err(error),
+            RecordFile::Whole(record) => {
+                record.check()?;
+                Ok(record)
+            }
+        }
+    }
+
+    /// Reads the record as it was written, whether it makes sense or not.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NewerVersion`], [`ErrorKind::Corrupt`] for that of another domain, [`ErrorKind::Io`].
+    pub(crate) fn read(&self) -> Result<RecordFile> {
         let path = self.record_path();
         let Some(bytes) = atomic::read_own(&path)? else {
-            return Ok(DomainRecord::new(&self.name));
+            return Ok(RecordFile::Absent);
         };
-        let record: DomainRecord = Envelope::RECORD.open(&bytes, &path)?;
+        let record: DomainRecord = match Envelope::RECORD.open(&bytes, &path) {
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                return Ok(RecordFile::Damaged(error.hint(
+                    "`xl-ext snapshot-check --repair` makes it anew of what else is there",
+                )));
+            }
+            opened => opened?,
+        };
         if record.domain != self.name {
             return Err(Error::new(
                 ErrorKind::Corrupt,
@@ -127,8 +173,7 @@ impl DomainStore {
                 ),
             ));
         }
-        record.check()?;
-        Ok(record)
+        Ok(RecordFile::Whole(record))
     }
 
     /// Replaces the record in one step that a crash cannot split.
@@ -138,7 +183,22 @@ impl DomainStore {
     pub fn save(&self, record: &DomainRecord) -> Result<()> {
         record.check()?;
         self.ensure_directory()?;
-        atomic::replace(&self.record_path(), &Envelope::RECORD.seal(record)?)
+        atomic::replace(&self.record_path(), &Envelope::RECORD.seal(record)?)?;
+        // The record is what counts: without room for its copies, the next commit writes them.
+        if let Err(error) = self.write_copies(record) {
+            tracing::warn!("copies of the record: {}", error.report());
+        }
+        Ok(())
+    }
+
+    /// The records of the other domains, as far as they can be read.
+    pub(crate) fn others(&self) -> Vec<DomainRecord> {
+        let Some(root) = self.directory.parent() else {
+            return Vec::new();
+        };
+        let mut records = Store { root: root.into() }.records();
+        records.retain(|record| record.domain != self.name);
+        records
     }
 
     /// Creates the domain's directory if it is not there.
@@ -147,6 +207,11 @@ impl DomainStore {
     /// [`ErrorKind::Io`] or [`ErrorKind::NoSpace`].
     pub fn ensure_directory(&self) -> Result<()> {
         private_directory(&self.directory)
+    }
+
+    /// Where images are put that come from elsewhere, unless the user says otherwise.
+    pub(crate) fn images_directory(&self) -> PathBuf {
+        self.directory.join("images")
     }
 
     /// Creates the directory of one snapshot.
@@ -180,7 +245,12 @@ impl DomainStore {
     /// [`ErrorKind::Corrupt`] if something else stands in its place.
     pub fn remove_snapshot_directory(&self, id: SnapshotId) -> Result<()> {
         directory_or_nothing(&self.snapshot_directory(id))?;
-        for path in [self.partial_memory_path(id), self.memory_path(id)] {
+        remove_temporaries_in(&self.snapshot_directory(id))?;
+        for path in [
+            self.partial_memory_path(id),
+            self.memory_path(id),
+            self.snapshot_copy_path(id),
+        ] {
             absent_is_fine(fs::remove_file(&path))
                 .map_err(|error| Error::io(format!("remove {}", path.display()), error))?;
         }
@@ -199,18 +269,7 @@ impl DomainStore {
     /// # Errors
     /// [`ErrorKind::Io`].
     pub fn remove_temporaries(&self) -> Result<()> {
-        let failed = |error| Error::io(format!("tidy up {}", self.directory.display()), error);
-        for entry in fs::read_dir(&self.directory).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if entry
-                .file_name()
-                .as_encoded_bytes()
-                .starts_with(atomic::TEMPORARY.as_bytes())
-            {
-                absent_is_fine(fs::remove_file(entry.path())).map_err(failed)?;
-            }
-        }
-        Ok(())
+        remove_temporaries_in(&self.directory)
     }
 
     /// Bytes that can still be written below the store.
@@ -218,14 +277,7 @@ impl DomainStore {
     /// # Errors
     /// [`ErrorKind::Io`].
     pub fn free_bytes(&self) -> Result<u64> {
-        let existing = self
-            .directory
-            .ancestors()
-            .find(|path| path.exists())
-            .unwrap_or(Path::new("/"));
-        let room = rustix::fs::statvfs(existing)
-            .map_err(|error| Error::io(format!("statvfs {}", existing.display()), error))?;
-        Ok(room.f_bavail.saturating_mul(room.f_frsize))
+        free_bytes(&self.directory)
     }
 
     /// Waits for, or tries to take, the lock of the domain.
@@ -236,6 +288,49 @@ impl DomainStore {
         self.ensure_directory()?;
         DomainLock::take(&self.directory.join("lock"), &self.name, wait)
     }
+}
+
+/// Bytes that can still be written where a file or directory is, or will be.
+pub(crate) fn free_bytes(path: &Path) -> Result<u64> {
+    let existing = path
+        .ancestors()
+        .find(|path| path.exists())
+        .unwrap_or(Path::new("/"));
+    let room = rustix::fs::statvfs(existing)
+        .map_err(|error| Error::io(format!("statvfs {}", existing.display()), error))?;
+    Ok(room.f_bavail.saturating_mul(room.f_frsize))
+}
+
+/// What was found in the place of a record.
+#[derive(Debug)]
+pub(crate) enum RecordFile {
+    /// Nothing.
+    Absent,
+    /// A record, which may contradict itself.
+    Whole(DomainRecord),
+    /// Something that is no record, or no longer.
+    Damaged(Error),
+}
+
+/// Whether a file of this name is one that was being replaced.
+pub(crate) fn is_temporary(name: &std::ffi::OsStr) -> bool {
+    name.as_encoded_bytes()
+        .starts_with(atomic::TEMPORARY.as_bytes())
+}
+
+fn remove_temporaries_in(directory: &Path) -> Result<()> {
+    let failed = |error| Error::io(format!("tidy up {}", directory.display()), error);
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(failed)?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        if is_temporary(&entry.file_name()) {
+            absent_is_fine(fs::remove_file(entry.path())).map_err(failed)?;
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
@@ -259,7 +354,7 @@ fn directory_or_nothing(path: &Path) -> Result<()> {
 }
 
 /// Creates a directory and those above it that are missing, so that a power cut does not take them.
-fn private_directory(path: &Path) -> Result<()> {
+pub(crate) fn private_directory(path: &Path) -> Result<()> {
     directory_or_nothing(path)?;
     let missing: Vec<_> = path
         .ancestors()

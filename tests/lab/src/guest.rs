@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
 
 use crate::host::Lab;
 use crate::ssh::quote;
@@ -21,7 +22,8 @@ const READY_LIMIT: Duration = Duration::from_secs(180);
 const ANSWER_SECONDS: u32 = 60;
 
 /// What sort of domain a guest is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Paravirtual: the quickest by far.
     Pv,
@@ -37,6 +39,7 @@ pub struct GuestSpec {
     name: String,
     kind: Kind,
     memory: u32,
+    vcpus: u32,
     disks: Vec<u32>,
     other_disks: Vec<String>,
     lines: Vec<String>,
@@ -49,6 +52,7 @@ impl GuestSpec {
             name: name.to_owned(),
             kind: Kind::Pv,
             memory: 96,
+            vcpus: 1,
             disks: vec![],
             other_disks: vec![],
             lines: vec![],
@@ -69,6 +73,13 @@ impl GuestSpec {
     #[must_use]
     pub fn memory(mut self, mib: u32) -> Self {
         self.memory = mib;
+        self
+    }
+
+    /// With so many virtual CPUs.
+    #[must_use]
+    pub fn vcpus(mut self, count: u32) -> Self {
+        self.vcpus = count;
         self
     }
 
@@ -106,11 +117,11 @@ impl GuestSpec {
     /// Its configuration file's text.
     pub fn config(&self) -> String {
         let mut text = format!("name=\"{}\"\n", self.name);
-        let (kind, kernel, console) = match self.kind {
-            Kind::Pv => ("pv", "vmlinux", "hvc0"),
-            Kind::Pvh => ("pvh", "vmlinux", "hvc0"),
+        let (kind, kernel) = match self.kind {
+            Kind::Pv => ("pv", "vmlinux"),
+            Kind::Pvh => ("pvh", "vmlinux"),
             // Its firmware starts the kernel, which is the one that takes only the packed form.
-            Kind::Hvm => ("hvm", "vmlinuz", "ttyS0"),
+            Kind::Hvm => ("hvm", "vmlinuz"),
         };
         let disks: Vec<_> = (0..self.disks.len())
             .map(|index| {
@@ -126,8 +137,9 @@ impl GuestSpec {
         let _ = writeln!(
             text,
             "type=\"{kind}\"\nkernel=\"/root/guest/{kernel}\"\nramdisk=\"/root/guest/initrd\"\n\
-             extra=\"console={console} panic=1\"\nmemory={}\nvcpus=1\ndisk=[{}]",
+             extra=\"console=hvc0 panic=1\"\nmemory={}\nvcpus={}\ndisk=[{}]",
             self.memory,
+            self.vcpus,
             disks.join(",")
         );
         if self.kind != Kind::Pv {
@@ -135,7 +147,8 @@ impl GuestSpec {
             text.push_str("tsc_mode=\"native\"\n");
         }
         if self.kind == Kind::Hvm {
-            text.push_str("serial=\"pty\"\nvga=\"none\"\nvnc=0\n");
+            // No serial port either: a boot that wrote all its messages to one took four minutes.
+            text.push_str("vga=\"none\"\nvnc=0\n");
         }
         for line in &self.lines {
             text.push_str(line);
@@ -337,6 +350,21 @@ impl<'lab> Guest<'lab> {
     /// When the guest cannot.
     pub fn write(&self, vdev: &str, offset: u32, mib: u32, pattern: &str) -> Result<()> {
         self.ask_within(&format!("write {vdev} {offset} {mib} {pattern}"), 60 + mib)
+            .map(drop)
+    }
+
+    /// Writes `bytes`, up to 512 and filled up with zeroes, to a sector of a disk, and flushes them. Sector 1 is not
+    /// free.
+    ///
+    /// # Errors
+    /// When the guest cannot.
+    pub fn write_sector(&self, vdev: &str, sector: u32, bytes: &[u8]) -> Result<()> {
+        let octal = bytes.iter().fold(String::new(), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "\\{byte:03o}");
+            text
+        });
+        self.ask(&format!("sector {vdev} {sector} {octal}"))
             .map(drop)
     }
 

@@ -1,20 +1,25 @@
 //! A real Xen host in QEMU, without KVM, and the steps that test libxl-ext in it.
 //!
 //! [`image`] builds the host's disk once, [`host`] boots it, [`guest`] runs guests in it, and [`step`] runs the
-//! tests in [`steps`]. Everything that concerns one run lives in one directory, see [`run_dir`].
+//! tests in [`steps`]. What a step shows ([`coverage`]) and how it ended ([`results`]) makes the [`table`] of features.
+//! Everything that concerns one run lives in one directory, see [`run_dir`].
 
+pub mod coverage;
 pub mod demo;
 pub mod guest;
 pub mod host;
 pub mod image;
 pub mod logs;
+pub mod power_cuts;
 pub mod process;
 pub mod product;
 pub mod qemu;
+pub mod results;
 pub mod run_dir;
 pub mod ssh;
 pub mod step;
 pub mod steps;
+pub mod table;
 
 pub use guest::{Guest, GuestSpec};
 pub use host::Lab;

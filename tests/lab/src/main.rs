@@ -1,16 +1,19 @@
 //! `lab`: builds, boots and drives the Xen host, and runs the steps in it.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
+use lab::coverage::Cell;
 use lab::host::{BootOptions, Lab};
 use lab::image::Image;
 use lab::qemu::{self, Lifetime};
 use lab::run_dir::RunDir;
 use lab::ssh::quote;
-use lab::{demo, logs, step};
+use lab::table::{self, Limits};
+use lab::{demo, logs, power_cuts, results, step};
 
 #[derive(Parser)]
 #[command(
@@ -124,6 +127,38 @@ enum Verb {
         #[command(flatten)]
         machine: Machine,
     },
+    /// Cut the power at random moments of snapshot-create, -revert and -delete, and see what is left
+    PowerCuts {
+        /// The product: a staging directory, as `make install DESTDIR=...` fills it
+        #[arg(long)]
+        stage: PathBuf,
+        /// How many
+        #[arg(long, default_value_t = 50)]
+        cuts: u32,
+        /// What the moments are made of; another one each time
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Where the logs go when something is wrong
+        #[arg(long, default_value = "target/lab-logs")]
+        logs: PathBuf,
+        #[command(flatten)]
+        machine: Machine,
+    },
+    /// Write docs/features.md from the results of runs
+    Table {
+        /// Files of results; of a step in several the last one counts
+        #[arg(long, num_args = 1.., required = true)]
+        results: Vec<PathBuf>,
+        /// The reasons for cells without a step
+        #[arg(long, default_value = "docs/LIMITS.md")]
+        limits: PathBuf,
+        /// Where the page goes
+        #[arg(long, default_value = "docs/features.md")]
+        out: PathBuf,
+        /// Another page, which must not claim more than the results show
+        #[arg(long)]
+        check: Option<PathBuf>,
+    },
     /// Show the main job: a snapshot of a running guest, and the way back
     Demo {
         /// The product: a staging directory, as `make install DESTDIR=...` fills it
@@ -192,9 +227,79 @@ fn run(verb: Verb) -> Result<u8> {
             };
             return Ok(u8::from(!step::run_all(&options)?));
         }
+        Verb::PowerCuts {
+            stage,
+            cuts,
+            seed,
+            logs,
+            machine,
+        } => cut_power(&stage, cuts, seed, &logs, &machine)?,
+        Verb::Table {
+            results,
+            limits,
+            out,
+            check,
+        } => return write_table(&results, &limits, &out, check.as_deref()),
         Verb::Demo { stage } => demo::run(&stage)?,
     }
     Ok(0)
+}
+
+fn cut_power(
+    stage: &Path,
+    cuts: u32,
+    seed: Option<u64>,
+    logs: &Path,
+    machine: &Machine,
+) -> Result<()> {
+    let options = BootOptions {
+        smp: machine.smp,
+        mem: machine.mem,
+        lifetime: Lifetime::Process,
+    };
+    let mut lab = Lab::boot(&format!("cuts-{}", std::process::id()), options)?;
+    lab.install(stage)?;
+    let report = power_cuts::run(&mut lab, cuts, seed.unwrap_or_else(power_cuts::any_seed));
+    if report.is_err() {
+        logs::collect(&lab, &logs.join("power-cuts"))?;
+    }
+    lab.destroy()?;
+    println!("{}", report?);
+    Ok(())
+}
+
+fn write_table(results: &[PathBuf], limits: &Path, out: &Path, check: Option<&Path>) -> Result<u8> {
+    let read = |path: &Path| {
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    let results = results::read(results)?;
+    let (page, open) = table::render(&results, &Limits::parse(&read(limits)?)?);
+    fs::write(out, &page).with_context(|| format!("cannot write {}", out.display()))?;
+    if !open.is_empty() {
+        eprintln!(
+            "lab: {} of {} cells of {} were not shown by these runs",
+            open.len(),
+            Cell::all().count(),
+            out.display()
+        );
+    }
+    let Some(check) = check else { return Ok(0) };
+    let claimed = read(check)?;
+    let unfounded = table::unfounded(&claimed, &results)?;
+    for claim in &unfounded {
+        eprintln!(
+            "lab: {} claims, and this run does not show: {claim}",
+            check.display()
+        );
+    }
+    if unfounded.is_empty() && claimed != page {
+        eprintln!(
+            "lab: {} is not what this run shows, see {}; `make table` writes it anew",
+            check.display(),
+            out.display()
+        );
+    }
+    Ok(u8::from(!unfounded.is_empty()))
 }
 
 fn run_in_dom0(name: &str, command: &[String]) -> Result<u8> {

@@ -182,7 +182,7 @@ impl<'lab> Product<'lab> {
         }
         let store = quote(&self.store);
         let left = self.lab.run(&format!(
-            "find {store} -mindepth 2 ! -name lock ! -name domain 2>/dev/null || true"
+            "find {store} -mindepth 2 ! -name lock ! -name domain ! -name present 2>/dev/null || true"
         ))?;
         ensure!(left.trim().is_empty(), "the store still holds {left}");
         ensure!(

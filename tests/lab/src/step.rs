@@ -4,17 +4,19 @@ use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
 
+use crate::coverage::Cells;
 use crate::guest;
 use crate::host::{BootOptions, Lab};
 use crate::logs;
 use crate::qemu::Lifetime;
+use crate::results::{self, Outcome, StepResult};
 use crate::steps;
 
 /// Where the product keeps its state in dom0; a step must not find another one's snapshots.
@@ -27,6 +29,8 @@ pub struct Step {
     pub name: &'static str,
     /// The test. It may also panic, by an `assert_eq!` for one.
     pub run: fn(&mut Context) -> Result<()>,
+    /// What it shows of the table of features when it passes.
+    pub cells: &'static [Cells],
 }
 
 /// What a step works with.
@@ -35,6 +39,7 @@ pub struct Context {
     lab: Lab,
     stage: Option<PathBuf>,
     all: bool,
+    xen: String,
 }
 
 /// A program that uses the product, as `tests/abi/consumers.mk` builds it into the directory `consumers` beside the
@@ -121,13 +126,13 @@ pub struct Options {
     pub filters: Vec<String>,
     /// The product's staging directory.
     pub stage: Option<PathBuf>,
-    /// Where the logs of failed steps go.
+    /// Where the logs of failed steps go, and the results of all.
     pub logs: PathBuf,
     /// Whether the lab stays at the end.
     pub keep: bool,
     /// Whether expensive steps run too.
     pub all: bool,
-    /// The lab's CPUs.
+    /// The lab's CPUs, but for steps that need one with one CPU.
     pub smp: u32,
     /// The lab's memory in MiB.
     pub mem: u32,
@@ -143,6 +148,7 @@ struct Tally {
     skipped: u32,
     /// The lines of those that failed, to be said again at the end.
     failures: Vec<String>,
+    results: Vec<StepResult>,
 }
 
 impl Tally {
@@ -164,7 +170,7 @@ impl fmt::Display for Tally {
 
 /// Prints the names of the steps that the filters leave.
 pub fn print_names(filters: &[String]) {
-    for step in chosen(filters) {
+    for step in chosen(steps::every(), filters) {
         println!("{}", step.name);
     }
 }
@@ -174,24 +180,29 @@ pub fn print_names(filters: &[String]) {
 /// # Errors
 /// When a lab does not come up, or no step has such a name.
 pub fn run_all(options: &Options) -> Result<bool> {
-    let queue = Queue {
-        steps: chosen(&options.filters),
-        next: AtomicUsize::new(0),
-        tally: Mutex::default(),
-    };
-    if queue.steps.is_empty() {
+    let queues = [
+        Queue::of(steps::all(), &options.filters, "", options.smp),
+        Queue::of(steps::one_cpu(), &options.filters, "-one-cpu", 1),
+    ];
+    let count: usize = queues.iter().map(|queue| queue.steps.len()).sum();
+    if count == 0 {
         return Err(anyhow!(
             "no step's name contains {}",
             options.filters.join(" or ")
         ));
     }
-    let labs = options.labs.clamp(1, queue.steps.len());
+    // Those of an earlier run must not be taken for this one's.
+    results::write(&options.logs, &[])?;
+    let tally = SharedTally::default();
     let ended: Vec<Result<()>> = thread::scope(|scope| {
-        let running: Vec<_> = (0..labs)
+        let running: Vec<_> = (0..options.labs.clamp(1, count))
             .map(|number| {
                 scope.spawn({
-                    let queue = &queue;
-                    move || work(number, queue, options)
+                    let (queues, tally) = (&queues, &tally);
+                    move || {
+                        let mut queues = queues.iter();
+                        queues.try_for_each(|queue| work(number, queue, options, tally))
+                    }
                 })
             })
             .collect();
@@ -201,7 +212,7 @@ pub fn run_all(options: &Options) -> Result<bool> {
         };
         running.into_iter().map(join).collect()
     });
-    let tally = queue.tally();
+    let tally = tally.lock();
     for failure in &tally.failures {
         println!("{failure}");
     }
@@ -210,41 +221,68 @@ pub fn run_all(options: &Options) -> Result<bool> {
     Ok(tally.failed == 0)
 }
 
-/// The steps that are left, and how the others ended.
+/// Steps for labs of one kind, of which some were taken.
 struct Queue {
     steps: Vec<&'static Step>,
     next: AtomicUsize,
-    tally: Mutex<Tally>,
+    /// What the labs' names end with.
+    suffix: &'static str,
+    /// Their CPUs.
+    smp: u32,
 }
 
 impl Queue {
+    fn of(
+        steps: impl Iterator<Item = &'static Step>,
+        filters: &[String],
+        suffix: &'static str,
+        smp: u32,
+    ) -> Self {
+        Self {
+            steps: chosen(steps, filters),
+            next: AtomicUsize::new(0),
+            suffix,
+            smp,
+        }
+    }
+
     fn take(&self) -> Option<&'static Step> {
         self.steps
             .get(self.next.fetch_add(1, Ordering::Relaxed))
             .copied()
     }
+}
 
-    fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
+/// How the steps ended so far, in all labs.
+#[derive(Default)]
+struct SharedTally(Mutex<Tally>);
+
+impl SharedTally {
+    fn lock(&self) -> MutexGuard<'_, Tally> {
         // It is whole after each line, also where one panicked.
-        self.tally
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Runs steps in a lab of its own for as long as there are any.
-fn work(number: usize, queue: &Queue, options: &Options) -> Result<()> {
-    let lab = boot(number, options)?;
+/// Runs steps in a lab of its own for as long as there are any. Without one it boots no lab.
+fn work(number: usize, queue: &Queue, options: &Options, tally: &SharedTally) -> Result<()> {
+    let mut next = queue.take();
+    if next.is_none() {
+        return Ok(());
+    }
+    let lab = boot(number, queue, options)?;
     if let Some(stage) = &options.stage {
         lab.install(stage)?;
     }
     let mut context = Context {
+        xen: lab.run("xl info xen_version")?.trim().to_owned(),
         lab,
         stage: options.stage.clone(),
         all: options.all,
     };
-    while let Some(step) = queue.take() {
-        run_one(step, &mut context, options, queue);
+    while let Some(step) = next {
+        run_one(step, &mut context, options, tally);
+        next = queue.take();
     }
     if options.keep {
         eprintln!(
@@ -256,8 +294,8 @@ fn work(number: usize, queue: &Queue, options: &Options) -> Result<()> {
     context.lab.destroy()
 }
 
-fn chosen(filters: &[String]) -> Vec<&'static Step> {
-    steps::all()
+fn chosen(steps: impl Iterator<Item = &'static Step>, filters: &[String]) -> Vec<&'static Step> {
+    steps
         .filter(|step| {
             filters.is_empty() || filters.iter().any(|part| step.name.contains(part.as_str()))
         })
@@ -265,22 +303,24 @@ fn chosen(filters: &[String]) -> Vec<&'static Step> {
 }
 
 /// The product has no part in the boot, so a second attempt hides nothing of it; that there was one is said.
-fn boot(number: usize, options: &Options) -> Result<Lab> {
+fn boot(number: usize, queue: &Queue, options: &Options) -> Result<Lab> {
     let lifetime = if options.keep {
         Lifetime::Detached
     } else {
         Lifetime::Process
     };
     let machine = BootOptions {
-        smp: options.smp,
+        smp: queue.smp,
         mem: options.mem,
         lifetime,
     };
-    let name = format!("test-{}-{number}", std::process::id());
+    let name = format!("test-{}-{number}{}", std::process::id(), queue.suffix);
     Lab::boot(&name, machine).or_else(|error| {
         eprintln!("lab: THE LAB DID NOT COME UP: {error:#}");
         if let Ok(lab) = Lab::attach(&name) {
-            let out = options.logs.join(format!("first-boot-{number}"));
+            let out = options
+                .logs
+                .join(format!("first-boot-{number}{}", queue.suffix));
             keep_logs(&lab, &out);
             lab.destroy()?;
         }
@@ -289,20 +329,22 @@ fn boot(number: usize, options: &Options) -> Result<Lab> {
     })
 }
 
-fn run_one(step: &Step, context: &mut Context, options: &Options, queue: &Queue) {
+fn run_one(step: &Step, context: &mut Context, options: &Options, tally: &SharedTally) {
     let started = Instant::now();
     let result = catch_unwind(AssertUnwindSafe(|| (step.run)(context)))
         .unwrap_or_else(|panic| Err(anyhow!("{}", panic_text(panic.as_ref()))));
     let seconds = started.elapsed().as_secs_f32();
-    match result {
+    let outcome = match result {
         Ok(()) => {
-            queue.tally().passed += 1;
             println!("ok    {} ({seconds:.1} s)", step.name);
+            tally.lock().passed += 1;
+            Outcome::Passed
         }
         Err(error) => {
             if let Some(Skip(reason)) = error.downcast_ref() {
-                queue.tally().skipped += 1;
                 println!("skip  {}: {reason}", step.name);
+                tally.lock().skipped += 1;
+                Outcome::Skipped
             } else {
                 let out = options.logs.join(step.name);
                 let failure = format!(
@@ -311,11 +353,26 @@ fn run_one(step: &Step, context: &mut Context, options: &Options, queue: &Queue)
                     out.display()
                 );
                 println!("{failure}");
-                queue.tally().fail(failure);
+                tally.lock().fail(failure);
                 keep_logs(&context.lab, &out);
+                Outcome::Failed
             }
         }
+    };
+    let mut tally = tally.lock();
+    tally.results.push(StepResult {
+        name: step.name.to_owned(),
+        outcome,
+        xen: context.xen.clone(),
+        cells: step.cells.iter().flat_map(|cells| cells.iter()).collect(),
+    });
+    // After each step, so that a run that is ended early leaves what it has shown.
+    if let Err(error) = results::write(&options.logs, &tally.results) {
+        let failure = format!("FAIL  {}: {error:#}", results::FILE);
+        println!("{failure}");
+        tally.fail(failure);
     }
+    drop(tally);
     if let Err(error) = tidy(&mut context.lab) {
         eprintln!("lab: after {}: {error:#}", step.name);
     }
@@ -369,7 +426,7 @@ mod tests {
 
     #[test]
     fn every_step_has_a_name_of_its_own() {
-        let mut names: Vec<_> = steps::all().map(|step| step.name).collect();
+        let mut names: Vec<_> = steps::every().map(|step| step.name).collect();
         assert!(names.iter().all(|name| name.starts_with("ts-")));
         let count = names.len();
         names.sort_unstable();

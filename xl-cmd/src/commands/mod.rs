@@ -1,11 +1,16 @@
 //! One function per command: arguments become a request, the answer is printed.
 
+mod bundle;
+mod check;
 mod create;
 mod delete;
+mod diff;
+mod edit;
 mod export_memory;
 mod info;
 mod list;
 mod revert;
+mod verify;
 
 use crate::args::{Arguments, Command, Output};
 use crate::render;
@@ -34,6 +39,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Command::SnapshotInfo(args) => info::run(&context, args),
         Command::SnapshotRevert(args) => revert::run(&context, args),
         Command::SnapshotDelete(args) => delete::run(&context, args),
+        Command::SnapshotVerify(args) => verify::run(&context, args),
+        Command::SnapshotCheck(args) => check::run(&context, args),
+        Command::SnapshotDiff(args) => diff::run(&context, args),
+        Command::SnapshotRename(args) => edit::rename(&context, args),
+        Command::SnapshotDescribe(args) => edit::describe(&context, args),
+        Command::SnapshotExport(args) => bundle::export(&context, args),
+        Command::SnapshotImport(args) => bundle::import(&context, args),
         Command::SnapshotExportMemory(args) => export_memory::run(&context, args),
     };
     context.terminal.finish();
@@ -65,16 +77,21 @@ impl Context {
         } else {
             print(&describe(&done))?;
         }
-        match done.left_over {
-            None => Ok(()),
-            Some(error) => Err(error
-                .while_doing(format!(
-                    "{} of '{}' is done, but not all of its leftovers are removed",
-                    done.plan.operation.as_str(),
-                    done.plan.snapshot
-                ))
-                .hint("the next command for this domain goes on with it")),
-        }
+        finish(done)
+    }
+}
+
+/// An operation that was completed and not tidied up is told as a failure.
+fn finish(done: Done) -> Result<()> {
+    match done.left_over {
+        None => Ok(()),
+        Some(error) => Err(error
+            .while_doing(format!(
+                "{} of '{}' is done, but not all of its leftovers are removed",
+                done.plan.operation.as_str(),
+                done.plan.snapshot
+            ))
+            .hint("the next command for this domain goes on with it")),
     }
 }
 

@@ -14,7 +14,7 @@ fn branched() -> (tempfile::TempDir, Shared) {
     (root, shared)
 }
 
-fn delete(host: &Host, name: &str, scope: DeleteScope) -> Result<()> {
+pub(super) fn delete(host: &Host, name: &str, scope: DeleteScope) -> Result<()> {
     let request = DeleteRequest {
         name: name.into(),
         scope,
@@ -94,4 +94,33 @@ fn a_snapshot_that_is_taken_during_an_unfinished_deletion_stays() {
     delete(&host, "one", DeleteScope::WithChildren).unwrap();
     assert_eq!(names(&host), ["four"]);
     assert_whole(&shared, root.path(), "finished");
+}
+
+/// An HVM guest that boots may write to its emulated disks, which QEMU has open beside the PV ones.
+#[test]
+fn images_that_are_open_twice_are_not_changed_under_a_guest_that_runs() {
+    let (root, shared) = prepared();
+    let host = shared.host(root.path());
+    let the_domain = |change: &dyn Fn(&mut world::Domain)| {
+        let mut world = shared.0.borrow_mut();
+        world.domains.values_mut().for_each(change);
+    };
+    the_domain(&|domain| domain.openings = 2);
+    let error = create(&host, "three").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    let report = error.report();
+    assert!(report.contains("open twice for xvda"), "{report}");
+    assert_eq!(see(&shared), running("2"));
+    assert_whole(&shared, root.path(), "refused");
+
+    let error = delete(&host, "two", DeleteScope::Only).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DomainState);
+    let report = error.report();
+    assert!(report.contains("or pause the domain"), "{report}");
+    the_domain(&|domain| domain.pauses = 1);
+    delete(&host, "two", DeleteScope::Only).unwrap();
+    assert_whole(&shared, root.path(), "paused");
+    the_domain(&|domain| (domain.pauses, domain.openings) = (0, 1));
+    delete(&host, "one", DeleteScope::Only).unwrap();
+    assert_whole(&shared, root.path(), "unplugged");
 }

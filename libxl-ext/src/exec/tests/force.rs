@@ -52,7 +52,11 @@ fn a_revert_that_gives_the_present_up_loses_only_memory() {
 #[test]
 fn a_revert_that_gives_the_present_up_survives_two_kills() {
     let given_up = (None, running("2").1);
-    survives_two_kills(without_room, true, &[running("2"), given_up, running("0")]);
+    survives_two_kills(
+        without_room,
+        ("one", true),
+        &[running("2"), given_up, running("0")],
+    );
 }
 
 /// Wants the operation to stop as soon as the domain is being destroyed.

@@ -2,21 +2,27 @@
 //! every call: the guest is as before or as after, never between, nothing is left over, and the command
 //! can be given again.
 
+mod check;
 mod delete;
+mod disk_only;
+mod external;
 mod force;
+mod keep;
+mod memory_file;
 mod toolstack;
 mod world;
 
 use crate::error::{ErrorKind, Result};
 use crate::event::Unobserved;
+use crate::model::disk::{DiskKind, Stamp};
 use crate::model::domain::DomainState;
 use crate::model::name::SnapshotName;
-use crate::model::record::RecordState;
-use crate::plan::{CreateRequest, Request, RevertRequest};
+use crate::model::record::{DiskProof, RecordState};
+use crate::plan::{CreateRequest, EditRequest, Request, RevertRequest};
 use crate::snapshot::Host;
 use crate::store::Store;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use world::{Fault, IMAGES, Killed, NAME, OTHER, Shared};
 
 const FAULTS: [Fault; 3] = [Fault::Fails, Fault::KilledBefore, Fault::KilledAfter];
@@ -32,12 +38,14 @@ fn see(shared: &Shared) -> Seen {
     let domain = world
         .the_domain()
         .map(|domain| (domain.state(), domain.memory.clone()));
+    let disks = match world.the_domain() {
+        Some(domain) if !domain.images.contains(&OTHER.into()) => domain.images.clone(),
+        Some(_) => IMAGES.map(PathBuf::from).into(),
+        None => world.disks_to_start(),
+    };
     (
         domain,
-        IMAGES
-            .iter()
-            .map(|path| world.images[Path::new(path)].content.clone())
-            .collect(),
+        disks.iter().map(|path| world.content(path)).collect(),
     )
 }
 
@@ -49,18 +57,27 @@ fn running(which: &str) -> Seen {
     )
 }
 
+/// A host whose images are files; a domain `g1` runs on others.
+pub(crate) fn host_with_files(root: &Path) -> Host {
+    Shared::new().host_with_files(root)
+}
+
 fn execute(host: &Host, request: &Request) -> Result<()> {
     let done = host.execute(NAME, request, &Unobserved)?;
     done.left_over.map_or(Ok(()), Err)
 }
 
 fn create(host: &Host, name: &str) -> Result<()> {
-    let name = Some(SnapshotName::new(name)?);
+    create_as(host, name, None)
+}
+
+fn create_as(host: &Host, name: &str, kind: Option<DiskKind>) -> Result<()> {
     execute(
         host,
         &Request::Create(CreateRequest {
-            name,
-            description: None,
+            name: Some(SnapshotName::new(name)?),
+            kind,
+            ..CreateRequest::default()
         }),
     )
 }
@@ -91,6 +108,11 @@ fn names(host: &Host) -> Vec<String> {
 
 /// A domain with snapshots `one` and `two` that lived on to state 2.
 fn prepared() -> (tempfile::TempDir, Shared) {
+    prepared_as([None, None])
+}
+
+/// The same, with the disks in the snapshots held in these ways.
+fn prepared_as(kinds: [Option<DiskKind>; 2]) -> (tempfile::TempDir, Shared) {
     // Not on a disk: thousands of flushes follow.
     let memory = Path::new("/dev/shm");
     let place = if memory.is_dir() {
@@ -100,10 +122,11 @@ fn prepared() -> (tempfile::TempDir, Shared) {
     };
     let root = tempfile::tempdir_in(place).unwrap();
     let shared = Shared::new();
+    shared.0.borrow_mut().root = root.path().into();
     let host = shared.host(root.path());
-    create(&host, "one").unwrap();
+    create_as(&host, "one", kinds[0]).unwrap();
     shared.live_on("1");
-    create(&host, "two").unwrap();
+    create_as(&host, "two", kinds[1]).unwrap();
     shared.live_on("2");
     (root, shared)
 }
@@ -131,29 +154,108 @@ fn assert_whole(shared: &Shared, root: &Path, what: &str) {
     for snapshot in &record.snapshots {
         assert_eq!(snapshot.state, RecordState::Complete, "{what}");
         let number = if snapshot.name() == "one" { "0" } else { "1" };
-        let memory = std::fs::read(store.memory_path(snapshot.id)).unwrap();
-        if ["one", "two"].contains(&snapshot.name()) {
+        if snapshot.is_disk_only() {
             assert!(
-                memory.ends_with(format!("memory {number}").as_bytes()),
+                snapshot.memory.is_none() && snapshot.configuration.is_some(),
+                "{what}: {snapshot:?}"
+            );
+        } else {
+            let memory = std::fs::read(store.memory_of(snapshot)).unwrap();
+            assert!(
+                !["one", "two"].contains(&snapshot.name())
+                    || memory.ends_with(format!("memory {number}").as_bytes()),
                 "{what}"
             );
         }
-        for path in IMAGES {
-            let (content, _) = &world.images[Path::new(path)].snapshots[&snapshot.id.tag()];
+        for proof in &snapshot.disks {
+            let path = &*proof.target.image;
+            let content = match proof.kind {
+                DiskKind::Internal => world.images[path].snapshots[&snapshot.id.tag()].0.clone(),
+                DiskKind::External => world.content(path),
+            };
+            let written = Stamp {
+                seconds: world.images[path].written,
+                nanoseconds: 0,
+            };
+            let is_external = proof.kind == DiskKind::External;
+            assert!(
+                !is_external || proof.stamp == Some(written),
+                "{what}: {proof:?}"
+            );
             if ["one", "two"].contains(&snapshot.name()) {
-                assert_eq!(content, &format!("disk {number}"), "{what}");
+                assert_eq!(
+                    content,
+                    format!("disk {number}"),
+                    "{what}: {}",
+                    path.display()
+                );
             }
         }
     }
-    for path in IMAGES {
-        let held = world.images[Path::new(path)].snapshots.len();
-        assert_eq!(held, record.snapshots.len(), "{what}: leaked in {path}");
+    let proofs = record.snapshots.iter().flat_map(|snapshot| &snapshot.disks);
+    for (path, image) in &world.images {
+        let internal =
+            |proof: &&DiskProof| proof.kind == DiskKind::Internal && *proof.target.image == **path;
+        let left_over = record
+            .left_over
+            .iter()
+            .filter(|left| *left.target.image == **path);
+        let expected = proofs.clone().filter(internal).count() + left_over.count();
+        assert_eq!(
+            image.snapshots.len(),
+            expected,
+            "{what}: leaked in {}",
+            path.display()
+        );
+        let known = [&IMAGES[..], &[OTHER]]
+            .concat()
+            .iter()
+            .any(|known| path == Path::new(known));
+        assert!(
+            known || record.layer(path).is_some(),
+            "{what}: {} is left",
+            path.display()
+        );
+    }
+    for layer in &record.layers {
+        assert!(
+            world.images.contains_key(&*layer.image),
+            "{what}: {layer} is missing"
+        );
+    }
+    assert_eq!(record.garbage(), [], "{what}");
+    for domain in world
+        .domains
+        .values()
+        .filter(|domain| domain.images != [PathBuf::from(OTHER)])
+    {
+        assert_eq!(
+            domain.images, domain.told,
+            "{what}: libxl does not know its disks"
+        );
+        let disks = IMAGES.map(|base| match record.active_layer(Path::new(base)) {
+            Some(layer) => layer.image.to_path_buf(),
+            None => base.into(),
+        });
+        assert_eq!(
+            domain.images, disks,
+            "{what}: the store does not know its disks"
+        );
     }
     if let Some(other) = world.images.get(Path::new(OTHER)) {
         assert_eq!(other.content, "disk other", "{what}");
         assert!(other.snapshots.is_empty(), "{what}: leaked in {OTHER}");
     }
-    let expected = record.snapshots.len() + ["domain", "lock"].len();
+    let present = store.present_copy().unwrap().unwrap();
+    assert!(present.says_what(&record), "{what}: {present:?}");
+    for snapshot in &record.snapshots {
+        let copy = store.snapshot_copy(snapshot.id).unwrap().unwrap();
+        assert!(copy.says_what(NAME, snapshot), "{what}: {copy:?}");
+        let files = std::fs::read_dir(store.snapshot_directory(snapshot.id)).unwrap();
+        let in_store = !snapshot.is_disk_only() && snapshot.snapshot.memory_file.is_none();
+        assert_eq!(files.count(), usize::from(in_store) + 1, "{what}");
+    }
+    let expected = record.snapshots.len() + ["domain", "lock", "present"].len();
     let entries: Vec<_> = std::fs::read_dir(store.directory())
         .unwrap()
         .flatten()
@@ -174,8 +276,12 @@ impl Case<'_> {
     /// Lets every call of `act` go wrong in every way. Afterwards all is as before or as after the
     /// operation; between the two there is nothing, and `act` can be given again.
     fn every_fault(&self, act: impl Fn(&Host) -> Result<()> + Copy) -> usize {
+        self.every_one_of(&FAULTS, act)
+    }
+
+    fn every_one_of(&self, faults: &[Fault], act: impl Fn(&Host) -> Result<()> + Copy) -> usize {
         let mut points = 0;
-        for fault in FAULTS {
+        for fault in faults.iter().copied() {
             for at in 0..=CALLS_MAX {
                 assert!(at < CALLS_MAX, "it never ends");
                 let (root, shared) = (self.prepare)();
@@ -254,6 +360,39 @@ fn create_is_all_or_nothing() {
 }
 
 #[test]
+fn rename_is_all_or_nothing() {
+    let case = Case {
+        prepare: prepared,
+        before: (running("2"), &["one", "two"]),
+        after: (running("2"), &["one", "second"]),
+        given_up: None,
+    };
+    let rename = |host: &Host| {
+        let request = EditRequest {
+            name: "two".into(),
+            rename: Some(SnapshotName::new("second")?),
+            describe: Some("words".into()),
+        };
+        match execute(host, &Request::Edit(request)) {
+            // It was finished before the command was given again.
+            Err(error) if error.kind() == ErrorKind::NoSuchSnapshot => Ok(()),
+            other => other,
+        }
+    };
+    let points = case.every_fault(rename);
+    assert!(points > 5, "{points}");
+    let (root, shared) = prepared();
+    let host = shared.host(root.path());
+    let taken = EditRequest {
+        name: "two".into(),
+        rename: Some(SnapshotName::new("one").unwrap()),
+        describe: None,
+    };
+    let error = execute(&host, &Request::Edit(taken)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::SnapshotExists);
+}
+
+#[test]
 fn revert_is_all_or_nothing() {
     let case = Case {
         prepare: prepared,
@@ -268,15 +407,19 @@ fn revert_is_all_or_nothing() {
 /// Recovery that is killed itself is taken up by the next one.
 #[test]
 fn a_revert_survives_two_kills() {
-    survives_two_kills(prepared, false, &[running("2"), running("0")]);
+    survives_two_kills(prepared, ("one", false), &[running("2"), running("0")]);
 }
 
-fn survives_two_kills(prepare: fn() -> (tempfile::TempDir, Shared), force: bool, allowed: &[Seen]) {
+fn survives_two_kills(
+    prepare: fn() -> (tempfile::TempDir, Shared),
+    (to, force): (&str, bool),
+    allowed: &[Seen],
+) {
     for first in (0..CALLS_MAX).step_by(3) {
         for second in (0..CALLS_MAX).step_by(2) {
             let (root, shared) = prepare();
             shared.0.borrow_mut().inject(first, Fault::KilledAfter);
-            let revert = |host: &Host| revert_to(host, "one", force);
+            let revert = |host: &Host| revert_to(host, to, force);
             if attempt(&shared, root.path(), revert).is_some() {
                 return;
             }

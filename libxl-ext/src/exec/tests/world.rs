@@ -3,22 +3,26 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
+use crate::model::configuration::redirect;
 use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, InternalSnapshot, Stamp};
 use crate::model::domain::{DomainLife, DomainState, GuestType, Keeper};
+use crate::model::layer::{Backing, Into, Layer};
 use crate::model::process::ProcessId;
+use crate::plan::{Merge, Switch};
 use crate::port::{
-    BlockLayer, BlockNode, Configuration, DomainView, Hypervisor, Images, Monitors, NoticeBoard,
-    Ports, Restorer, Toolstack,
+    BlockLayer, BlockNode, Configuration, DiskContent, DomainView, Hypervisor, Images, Monitors,
+    NoticeBoard, Ports, Restorer, Toolstack,
 };
 use crate::snapshot::Host;
 use crate::store::Store;
 use serde_json::json;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Instant;
 use uuid::Uuid;
 
 pub(super) const NAME: &str = "g1";
@@ -58,6 +62,12 @@ pub(super) struct Domain {
     pub(super) memory: String,
     /// The disks that it has.
     pub(super) images: Vec<PathBuf>,
+    /// The disks that libxl believes it to have.
+    pub(super) told: Vec<PathBuf>,
+    /// How often its QEMU has each of them open.
+    pub(super) openings: usize,
+    /// Layers of which QEMU writes everything to the image below too.
+    pub(super) in_step: BTreeSet<PathBuf>,
 }
 
 impl Domain {
@@ -72,8 +82,17 @@ impl Domain {
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Image {
+    /// What is in the image itself; a layer holds nothing until something is written to it.
     pub(super) content: String,
     pub(super) snapshots: BTreeMap<String, (String, i64)>,
+    /// The image below.
+    pub(super) backing: Option<PathBuf>,
+    /// Counts the writes.
+    pub(super) written: i64,
+    /// Bytes that it takes.
+    pub(super) allocated: u64,
+    /// Whether its file was emptied.
+    pub(super) retired: bool,
 }
 
 #[derive(Debug, Default)]
@@ -84,6 +103,10 @@ pub(super) struct World {
     pub(super) restored_for: Vec<Keeper>,
     /// How much memory domains have.
     pub(super) memory_bytes: u64,
+    /// The store, which says what the disks of a domain that is started are.
+    pub(super) root: PathBuf,
+    /// Before the call of this number somebody starts the domain.
+    start_at: Option<usize>,
     next_domid: u32,
     clock: i64,
     calls: usize,
@@ -97,9 +120,84 @@ impl World {
         self.fault = Some((at, fault));
     }
 
+    /// Somebody starts the domain before the call of the given number, counted from now, and it writes at once.
+    pub(super) fn start_at(&mut self, at: usize) {
+        self.calls = 0;
+        self.start_at = Some(at);
+    }
+
+    /// Whether there was such a call.
+    pub(super) fn came_to(&self, at: usize) -> bool {
+        self.calls > at
+    }
+
+    /// The images of the domain, if it were started as by `xl-ext` under the name xl.
+    pub(super) fn disks_to_start(&self) -> Vec<PathBuf> {
+        let record = Store::new(&self.root).domain(NAME).load().unwrap();
+        let disk = |base: &str| match record.active_layer(Path::new(base)) {
+            Some(layer) => layer.image.to_path_buf(),
+            None => base.into(),
+        };
+        IMAGES.map(disk).into()
+    }
+
+    fn write(&mut self, what: &str) {
+        for domain in self.domains.values_mut() {
+            domain.memory = format!("memory {what}");
+            for path in &domain.images {
+                let image = self.images.get_mut(path).unwrap();
+                image.content = format!("disk {what}");
+                image.written += 1;
+            }
+        }
+    }
+
+    /// QEMU does not start on an empty file.
+    fn start(&mut self) {
+        let images = self.disks_to_start();
+        if images.iter().any(|path| self.images[path].retired) {
+            return;
+        }
+        self.insert(Domain {
+            uuid: Uuid::from_u128(7),
+            suspended: false,
+            gutted: false,
+            name: Some(NAME.into()),
+            monitor: ProcessId { pid: 0, started: 0 },
+            monitor_held: false,
+            pauses: 0,
+            memory: "memory of a fresh boot".into(),
+            told: images.clone(),
+            images,
+            openings: 1,
+            in_step: BTreeSet::new(),
+        });
+    }
+
     /// Nothing goes wrong any more. Returns whether something had.
     pub(super) fn heal(&mut self) -> bool {
         self.fault.take().is_none_or(|(at, _)| self.calls > at)
+    }
+
+    /// What a guest reads of an image.
+    pub(super) fn content(&self, path: &Path) -> String {
+        let image = &self.images[path];
+        match &image.backing {
+            Some(below) if image.content.is_empty() => self.content(below),
+            _ => image.content.clone(),
+        }
+    }
+
+    /// The image of the disk and those below it, which QEMU has open too.
+    fn chain(&self, path: &Path) -> Vec<PathBuf> {
+        let mut chain = vec![path.to_path_buf()];
+        while let Some(below) = chain
+            .last()
+            .and_then(|path| self.images.get(path)?.backing.clone())
+        {
+            chain.push(below);
+        }
+        chain
     }
 
     pub(super) fn the_domain(&self) -> Option<&Domain> {
@@ -123,6 +221,9 @@ impl Shared {
             pauses: 0,
             memory: "memory 0".into(),
             images: IMAGES.map(PathBuf::from).into(),
+            told: IMAGES.map(PathBuf::from).into(),
+            openings: 1,
+            in_step: BTreeSet::new(),
         };
         let image = Image {
             content: "disk 0".into(),
@@ -139,11 +240,28 @@ impl Shared {
     }
 
     pub(super) fn host(&self, root: &Path) -> Host {
-        let ports = Ports {
+        Host::new(self.ports(), Store::new(root))
+    }
+
+    pub(super) fn ports(&self) -> Ports {
+        Ports {
             hypervisor: Box::new(self.clone()),
             toolstack: Box::new(self.clone()),
             block: Box::new(self.clone()),
             images: Box::new(self.clone()),
+            monitors: Box::new(self.clone()),
+            restorer: Box::new(self.clone()),
+            board: Box::new(self.clone()),
+        }
+    }
+
+    /// The same with images that are files, and no domain that has them.
+    pub(super) fn host_with_files(&self, root: &Path) -> Host {
+        let ports = Ports {
+            hypervisor: Box::new(self.clone()),
+            toolstack: Box::new(self.clone()),
+            block: Box::new(self.clone()),
+            images: Box::new(crate::port::qemu_img::QemuImg),
             monitors: Box::new(self.clone()),
             restorer: Box::new(self.clone()),
             board: Box::new(self.clone()),
@@ -153,13 +271,12 @@ impl Shared {
 
     /// The guest goes on: memory and disks change.
     pub(super) fn live_on(&self, to: &str) {
-        let world = &mut *self.0.borrow_mut();
-        for domain in world.domains.values_mut() {
-            domain.memory = format!("memory {to}");
-            for path in &domain.images {
-                world.images.get_mut(path).unwrap().content = format!("disk {to}");
-            }
-        }
+        self.0.borrow_mut().write(to);
+    }
+
+    /// The domain, which was off, is started.
+    pub(super) fn start(&self) {
+        self.0.borrow_mut().start();
     }
 
     /// Somebody ended the domain, and started another one of the name with a disk of its own.
@@ -169,6 +286,7 @@ impl Shared {
         domain.uuid = Uuid::from_u128(8);
         domain.memory = "memory other".into();
         domain.images = vec![OTHER.into()];
+        domain.told = vec![OTHER.into()];
         let image = Image {
             content: "disk other".into(),
             ..Image::default()
@@ -184,6 +302,7 @@ impl Shared {
         world.images.insert(to.into(), image);
         for domain in world.domains.values_mut() {
             domain.images = vec![to.into()];
+            domain.told = vec![to.into()];
         }
     }
 
@@ -191,6 +310,10 @@ impl Shared {
         let mut world = self.0.borrow_mut();
         let at = world.calls;
         world.calls += 1;
+        if world.start_at == Some(at) {
+            world.start();
+            world.write("9");
+        }
         let fault = world
             .fault
             .filter(|(wanted, _)| *wanted == at)
@@ -209,6 +332,14 @@ impl Shared {
             std::panic::resume_unwind(Box::new(Killed));
         }
         result
+    }
+}
+
+/// By the name of the image.
+fn format_of(path: &Path) -> &'static str {
+    match path.extension() {
+        Some(raw) if raw == "raw" => "raw",
+        _ => "qcow2",
     }
 }
 
@@ -251,12 +382,45 @@ impl World {
 
     /// What the real port makes sure of before it writes.
     fn closed_image(&mut self, path: &Path) -> Result<&mut Image> {
-        let mut open = self.domains.values().filter(|domain| !domain.gutted);
-        if open.any(|domain| domain.images.iter().any(|image| image == path)) {
+        let open = self.domains.values().filter(|domain| !domain.gutted);
+        let mut open =
+            open.flat_map(|domain| domain.images.iter().flat_map(|image| self.chain(image)));
+        if open.any(|image| image == path) {
             Err(impossible("the image is in use"))
         } else {
             self.image(path)
         }
+    }
+
+    /// The domain's QEMU goes on in another image.
+    fn replace_disk(&mut self, domid: u32, from: &Path, to: &Path) -> Result<()> {
+        let mut disks = self.domain(domid)?.images.iter_mut();
+        let disk = disks.find(|disk| &***disk == from);
+        *disk.ok_or_else(|| impossible("no such disk"))? = to.into();
+        Ok(())
+    }
+
+    /// Puts an image onto another one; `copy` what it lacks then.
+    fn rebase(&mut self, path: &Path, onto: Option<&Backing>, copy: bool) -> Result<()> {
+        let content = self.content(path);
+        let image = self.image(path)?;
+        image.backing = onto.map(|onto| onto.image.to_path_buf());
+        image.written += 1;
+        if copy {
+            image.content = content;
+        }
+        Ok(())
+    }
+
+    /// Writes what a layer holds to the image below.
+    fn merge(&mut self, layer: &Layer) -> Result<()> {
+        let content = self.image(&layer.image)?.content.clone();
+        if !content.is_empty() {
+            let below = self.image(&layer.backing.as_ref().unwrap().image)?;
+            below.content = content;
+            below.written += 1;
+        }
+        Ok(())
     }
 
     fn monitor(&mut self, process: ProcessId, held: bool) {
@@ -300,6 +464,14 @@ impl Image {
             });
         ImageFacts {
             virtual_size: 1 << 20,
+            allocated: self.allocated,
+            written: Stamp {
+                seconds: self.written,
+                nanoseconds: 0,
+            },
+            is_device: false,
+            retired: self.retired,
+            backing: self.backing.clone(),
             snapshots: snapshots.collect(),
         }
     }
@@ -333,20 +505,24 @@ impl Toolstack for Shared {
         Ok(domain.and_then(|domain| domain.name.clone()))
     }
 
+    fn has_shadow_paging(&self) -> Result<bool> {
+        Ok(true)
+    }
+
     fn configuration(&self, domid: u32) -> Result<Configuration> {
         self.call(|world| {
             let domain = world.domain(domid)?;
             let uuid = domain.uuid;
             let disks: Vec<_> = domain
-                .images
+                .told
                 .iter()
                 .zip(["xvda", "xvdb"])
                 .map(|(path, vdev)| {
                     json!({ "pdev_path": path, "vdev": vdev, "backend": "qdisk",
-                            "format": "qcow2", "readwrite": 1 })
+                            "format": format_of(path), "readwrite": 1 })
                 })
                 .collect();
-            let value = json!({ "c_info": { "uuid": uuid }, "disks": disks });
+            let value = json!({ "c_info": { "uuid": uuid, "type": "pv" }, "disks": disks });
             Ok(Configuration {
                 json: value.to_string(),
                 value,
@@ -355,7 +531,13 @@ impl Toolstack for Shared {
         })
     }
 
-    fn suspend_to(&self, domid: u32, sink: BorrowedFd<'_>, _observer: &dyn Observer) -> Result<()> {
+    fn suspend_to(
+        &self,
+        domid: u32,
+        sink: BorrowedFd<'_>,
+        _live: bool,
+        _observer: &dyn Observer,
+    ) -> Result<Option<Instant>> {
         self.call(|world| {
             let domain = world.domain(domid)?;
             assert_eq!(
@@ -370,6 +552,7 @@ impl Toolstack for Shared {
             domain.suspended = true;
             let mut sink = std::fs::File::from(sink.as_fd().try_clone_to_owned().unwrap());
             sink.write_all(domain.memory.as_bytes())
+                .map(|()| None)
                 .map_err(|error| Error::io("sink", error))
         })
     }
@@ -399,6 +582,17 @@ impl Toolstack for Shared {
         })
     }
 
+    fn point_disks(&self, domid: u32, switches: &[Switch]) -> Result<()> {
+        self.call(|world| {
+            let domain = world.domain(domid)?;
+            for switch in switches {
+                let at = usize::from(switch.from.vdev == "xvdb");
+                domain.told[at] = switch.to.image.to_path_buf();
+            }
+            Ok(())
+        })
+    }
+
     fn destroy(&self, domid: u32) -> Result<()> {
         // As libxl does it: pause, end QEMU, take the name, and only then the domain.
         self.call(|world| {
@@ -423,42 +617,124 @@ impl Toolstack for Shared {
 impl BlockLayer for Shared {
     fn nodes(&self, life: DomainLife) -> Result<Vec<BlockNode>> {
         self.call(|world| {
-            let paths = world.domain(life.domid)?.images.clone();
-            if paths.is_empty() {
+            let domain = world.domain(life.domid)?.clone();
+            if domain.images.is_empty() || domain.gutted {
                 return Err(impossible("there is no QEMU"));
             }
-            let nodes = paths.iter().map(|path| {
-                Ok(BlockNode {
-                    node_name: path.display().to_string(),
-                    driver: "qcow2".into(),
-                    image: path.as_path().into(),
-                    facts: world.open_image(life.domid, path)?.facts(),
-                })
+            let times = domain.openings;
+            let paths: Vec<_> = domain
+                .images
+                .iter()
+                .flat_map(|path| world.chain(path))
+                .collect();
+            let paths = paths.iter().cycle().take(paths.len() * times);
+            let nodes = paths.map(|path| BlockNode {
+                node_name: path.display().to_string(),
+                driver: format_of(path).into(),
+                facts: world.images[path].facts(),
+                image: path.as_path().into(),
             });
-            nodes.collect()
+            Ok(nodes.collect())
         })
     }
 
-    fn snapshot(&self, life: DomainLife, tag: &str, disks: &[DiskTarget]) -> Result<()> {
+    fn snapshot(
+        &self,
+        life: DomainLife,
+        tag: &str,
+        disks: &[DiskTarget],
+        layers: &[Layer],
+    ) -> Result<()> {
         self.call(|world| {
             world.clock += 1;
             let clock = world.clock;
+            assert_eq!(world.domain(life.domid)?.openings, 1, "open twice");
             for disk in disks {
+                let content = world.content(&disk.image);
                 let image = world.open_image(life.domid, &disk.image)?;
-                image
-                    .snapshots
-                    .insert(tag.to_owned(), (image.content.clone(), clock));
+                image.snapshots.insert(tag.to_owned(), (content, clock));
+            }
+            for layer in layers {
+                assert_eq!(world.image(&layer.image)?.content, "", "it is new");
+                let below = layer.backing.as_ref().unwrap();
+                world.replace_disk(life.domid, &below.image, &layer.image)?;
             }
             Ok(())
+        })
+    }
+
+    fn merge(&self, life: DomainLife, merge: &Merge) -> Result<()> {
+        self.call(|world| Self::merge_live(world, life, merge))
+    }
+
+    fn bring_in_step(&self, life: DomainLife, layer: &Layer) -> Result<()> {
+        self.call(|world| {
+            world.merge(layer)?;
+            let domain = world.domain(life.domid)?;
+            domain.in_step.insert(layer.image.to_path_buf());
+            Ok(())
+        })
+    }
+
+    fn leave_layer(&self, life: DomainLife, layer: &Layer) -> Result<bool> {
+        self.call(|world| {
+            let below = layer.backing.as_ref().unwrap();
+            let domain = world.domain(life.domid)?;
+            assert_ne!(
+                domain.state(),
+                DomainState::Running,
+                "it may write to either image"
+            );
+            if !domain.in_step.remove(&*layer.image) {
+                return Ok(false);
+            }
+            world.merge(layer)?;
+            world.replace_disk(life.domid, &layer.image, &below.image)?;
+            Ok(true)
         })
     }
 
     fn delete_snapshot(&self, life: DomainLife, tag: &str, disk: &DiskTarget) -> Result<()> {
         self.call(|world| {
+            let domain = world.domain(life.domid)?;
+            assert!(
+                domain.openings == 1 || domain.state() != DomainState::Running,
+                "an image that the guest may write to by two nodes is changed"
+            );
             let image = world.open_image(life.domid, &disk.image)?;
             image.snapshots.remove(tag);
+            image.written += 1;
             Ok(())
         })
+    }
+}
+
+impl Shared {
+    fn merge_live(world: &mut World, life: DomainLife, merge: &Merge) -> Result<()> {
+        let layer = &merge.layer;
+        let disks = world.domain(life.domid)?.images.clone();
+        let open: Vec<_> = disks.iter().flat_map(|disk| world.chain(disk)).collect();
+        if !open.iter().any(|path| **path == *layer.image) {
+            return Ok(());
+        }
+        match merge.into {
+            Into::Layer => world.rebase(&layer.image, merge.onto.as_ref(), true),
+            Into::Below => {
+                world.merge(layer)?;
+                if disks.contains(&layer.image.to_path_buf()) {
+                    let domain = world.domain(life.domid)?;
+                    domain.in_step.insert(layer.image.to_path_buf());
+                    return Ok(());
+                }
+                // As QEMU does it for those that it has open, and for no others.
+                for path in open {
+                    if world.images[&path].backing.as_deref() == Some(&*layer.image) {
+                        world.rebase(&path, layer.backing.as_ref(), false)?;
+                    }
+                }
+                Ok(())
+            }
+        }
     }
 }
 
@@ -505,29 +781,146 @@ impl Images for Shared {
                 .get(tag)
                 .ok_or_else(|| impossible("no such snapshot"))?;
             image.content = content.clone();
+            image.written += 1;
             Ok(())
         })
     }
 
+    fn require_absent(&self, image: &Path) -> Result<()> {
+        self.call(|world| match world.images.get(image) {
+            None => Ok(()),
+            Some(_) => Err(impossible("there is such an image")),
+        })
+    }
+
+    fn require_closed(&self, image: &Path) -> Result<()> {
+        self.call(|world| world.closed_image(image).map(drop))
+    }
+
+    fn create_layer(&self, layer: &Layer) -> Result<()> {
+        self.call(|world| {
+            let image = Image {
+                backing: layer
+                    .backing
+                    .as_ref()
+                    .map(|below| below.image.to_path_buf()),
+                ..Image::default()
+            };
+            let old = world.images.insert(layer.image.to_path_buf(), image);
+            assert!(old.is_none(), "{layer} overwrites an image");
+            Ok(())
+        })
+    }
+
+    fn extract(&self, from: &DiskTarget, tag: &str, layer: &Layer) -> Result<()> {
+        self.call(|world| {
+            let (content, _) = world.images[&*from.image].snapshots[tag].clone();
+            let below = layer.backing.as_ref();
+            let image = Image {
+                content,
+                backing: below.map(|below| below.image.to_path_buf()),
+                ..Image::default()
+            };
+            world.images.insert(layer.image.to_path_buf(), image);
+            Ok(())
+        })
+    }
+
+    fn commit_layer(&self, layer: &Layer) -> Result<()> {
+        self.call(|world| {
+            world.closed_image(&layer.image)?;
+            world.closed_image(&layer.backing.as_ref().unwrap().image)?;
+            world.merge(layer)
+        })
+    }
+
+    fn rebase_layer(&self, layer: &Layer, onto: Option<&Backing>, copy: bool) -> Result<()> {
+        self.call(|world| {
+            let onto_image = onto.map(|onto| onto.image.to_path_buf());
+            if world.image(&layer.image)?.backing == onto_image {
+                return Ok(());
+            }
+            world.closed_image(&layer.image)?;
+            world.rebase(&layer.image, onto, copy)
+        })
+    }
+
+    fn retire_layer(&self, layer: &Layer) -> Result<()> {
+        self.call(|world| {
+            let image = world.closed_image(&layer.image)?;
+            *image = Image {
+                retired: true,
+                ..Image::default()
+            };
+            Ok(())
+        })
+    }
+
+    fn remove_layer(&self, layer: &Layer) -> Result<()> {
+        self.call(|world| {
+            if world.images.contains_key(&*layer.image) {
+                world.closed_image(&layer.image)?;
+                world.images.remove(&*layer.image);
+            }
+            Ok(())
+        })
+    }
+
+    fn content(&self, chain: &[Backing], tag: Option<&str>) -> Result<Box<dyn DiskContent>> {
+        self.call(|world| {
+            let image = &chain[0].image;
+            let text = match tag {
+                Some(tag) => world.image(image)?.snapshots[tag].0.clone(),
+                None => world.content(image),
+            };
+            Ok(Box::new(Text(text.into_bytes())) as Box<dyn DiskContent>)
+        })
+    }
+
+    fn make_durable(&self, _image: &Path) -> Result<()> {
+        self.call(|_| Ok(()))
+    }
+
     fn delete_snapshot(&self, disk: &DiskTarget, tag: &str) -> Result<()> {
         self.call(|world| {
-            world.closed_image(&disk.image)?.snapshots.remove(tag);
+            let image = world.closed_image(&disk.image)?;
+            if image.snapshots.remove(tag).is_some() {
+                image.written += 1;
+            }
             Ok(())
         })
     }
 }
 
+/// What a guest would read.
+struct Text(Vec<u8>);
+
+impl DiskContent for Text {
+    fn length(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let offset = usize::try_from(offset).unwrap();
+        buffer.copy_from_slice(&self.0[offset..offset + buffer.len()]);
+        Ok(())
+    }
+}
+
 impl Restorer for Shared {
-    fn restore_paused(&self, image: &Path, keeper: Keeper) -> Result<()> {
+    fn restore_paused(&self, image: &Path, keeper: Keeper, switches: &[Switch]) -> Result<()> {
         let bytes = std::fs::read(image).map_err(|error| Error::io("restore", error))?;
         self.call(|world| {
             assert!(world.domains.is_empty(), "restored beside another domain");
             world.restored_for.push(keeper);
             // Header of 48 bytes, length, configuration, NUL, memory.
             let end = bytes[52..].iter().position(|byte| *byte == 0).unwrap() + 52;
-            let config: serde_json::Value = serde_json::from_slice(&bytes[52..end]).unwrap();
+            let config = std::str::from_utf8(&bytes[52..end]).unwrap();
+            let config: serde_json::Value =
+                serde_json::from_str(&redirect(config, switches)?).unwrap();
             let disks = config["disks"].as_array().unwrap();
             let paths = disks.iter().map(|disk| disk["pdev_path"].as_str().unwrap());
+            let images: Vec<_> = paths.map(PathBuf::from).collect();
             world.insert(Domain {
                 uuid: serde_json::from_value(config["c_info"]["uuid"].clone()).unwrap(),
                 suspended: false,
@@ -537,7 +930,10 @@ impl Restorer for Shared {
                 monitor_held: false,
                 pauses: 1,
                 memory: String::from_utf8(bytes[end + 1..].to_vec()).unwrap(),
-                images: paths.map(PathBuf::from).collect(),
+                told: images.clone(),
+                images,
+                openings: 1,
+                in_step: BTreeSet::new(),
             });
             Ok(())
         })

@@ -98,7 +98,12 @@ fn the_check_refuses_a_deletion_that_is_not_whole() {
         ),
         (
             &|steps| {
-                let change = StoreChange::Remove { ids: vec![id(2)] };
+                let change = StoreChange::Remove {
+                    ids: vec![id(2)],
+                    left_over: Vec::new(),
+                    tidied: Vec::new(),
+                    changed: Vec::new(),
+                };
                 steps.splice(.., [Step::Commit { change }]);
             },
             "whose deletion was not recorded",

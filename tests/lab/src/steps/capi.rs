@@ -19,42 +19,57 @@ pub(super) const STEPS: &[Step] = &[
     Step {
         name: "ts-capi-create-revert-delete",
         run: create_revert_delete,
+        cells: &[],
     },
     Step {
         name: "ts-capi-calls-that-wait",
         run: calls_that_wait,
+        cells: &[],
+    },
+    Step {
+        name: "ts-capi-disk-only-and-memory-elsewhere",
+        run: kinds,
+        cells: &[],
     },
     Step {
         name: "ts-capi-abort-leaves-nothing",
         run: abort,
+        cells: &[],
     },
     Step {
         name: "ts-capi-end-of-the-program-leaves-nothing",
         run: end_of_the_program,
+        cells: &[],
     },
     Step {
         name: "ts-capi-end-of-the-agent-is-an-error",
         run: end_of_the_agent,
+        cells: &[],
     },
     Step {
         name: "ts-capi-refuses-and-says-why",
         run: refuses,
+        cells: &[],
     },
     Step {
         name: "ts-capi-two-domains-at-once",
         run: two_domains,
+        cells: &[],
     },
     Step {
         name: "ts-capi-children-are-left-alone",
         run: children,
+        cells: &[],
     },
     Step {
         name: "ts-capi-fork-in-mid-operation",
         run: fork,
+        cells: &[],
     },
     Step {
         name: "ts-capi-valgrind",
         run: valgrind,
+        cells: &[],
     },
 ];
 
@@ -168,6 +183,23 @@ fn create_revert_delete(context: &mut Context) -> Result<()> {
     daemon.run("delete", &guest, &product)?;
     guest.wait_counter_beyond(counter)?;
     product.ensure_nothing_left(&guest, &DISKS)
+}
+
+/// With the memory in a file of the daemon's, and, once the guest is off, of the disks alone.
+fn kinds(context: &mut Context) -> Result<()> {
+    let daemon = Daemon::install(context)?;
+    let (witness, product) = one_disk(context.lab(), "kinds")?;
+    daemon.run("file", &witness.guest, &product)?;
+    witness.ensure_goes_on(&product, &["xvda"])?;
+    // From it the library knows what the guest is made of.
+    product.run("snapshot-create -n kept {}")?;
+    witness.guest.destroy()?;
+    daemon.run("disk-only", &witness.guest, &product)?;
+    ensure!(!witness.guest.exists(), "the guest was started");
+    assert_eq!(product.names()?, ["kept"]);
+    product.run("snapshot-revert {} kept")?;
+    product.run("snapshot-delete {} kept")?;
+    witness.ensure_goes_on(&product, &["xvda"])
 }
 
 fn calls_that_wait(context: &mut Context) -> Result<()> {

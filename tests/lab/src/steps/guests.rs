@@ -9,14 +9,17 @@ pub(super) const STEPS: &[Step] = &[
     Step {
         name: "ts-pv-guest-counts",
         run: pv_guest_counts,
+        cells: &[],
     },
     Step {
         name: "ts-guest-disk-write-and-sum",
         run: guest_disk_write_and_sum,
+        cells: &[],
     },
     Step {
         name: "ts-guest-marks-disks-in-order",
         run: guest_marks_disks_in_order,
+        cells: &[],
     },
 ];
 

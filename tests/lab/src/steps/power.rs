@@ -10,10 +10,12 @@ pub(super) const STEPS: &[Step] = &[
     Step {
         name: "ts-power-cut-keeps-fsynced",
         run: power_cut_keeps_fsynced,
+        cells: &[],
     },
     Step {
         name: "ts-two-labs-side-by-side",
         run: two_labs_side_by_side,
+        cells: &[],
     },
 ];
 

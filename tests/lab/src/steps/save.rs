@@ -8,6 +8,7 @@ use crate::step::{Context, Step};
 pub(super) const STEPS: &[Step] = &[Step {
     name: "ts-stock-save-restore-keeps-memory",
     run: save_restore_keeps_memory,
+    cells: &[],
 }];
 
 fn save_restore_keeps_memory(context: &mut Context) -> Result<()> {

@@ -3,46 +3,76 @@
 use anyhow::{Context as _, Result, ensure};
 use std::time::{Duration, Instant};
 
+use crate::coverage::{Cells, Disks, Feature};
 use crate::guest::{Guest, GuestSpec, Mark, pattern_sum};
 use crate::host::Lab;
 use crate::product::Product;
 use crate::step::{Context, Step};
 
+const INTERNAL: &[Disks] = &[Disks::Internal];
+
 pub(super) const STEPS: &[Step] = &[
     Step {
         name: "ts-snapshot-create-revert-delete",
         run: create_revert_delete,
+        cells: &[Cells::pv(
+            &[Feature::Create, Feature::Revert, Feature::Delete],
+            INTERNAL,
+        )],
     },
     Step {
         name: "ts-snapshot-three-in-any-order",
         run: three_in_any_order,
+        cells: &[Cells::pv(&[Feature::Tree], INTERNAL)],
     },
     Step {
         name: "ts-snapshot-disks-and-memory-at-one-instant",
         run: one_instant,
+        cells: &[Cells::pv(
+            &[Feature::OneInstant, Feature::RevertTo],
+            INTERNAL,
+        )],
     },
     Step {
         name: "ts-snapshot-of-a-paused-guest",
         run: paused_guest,
+        cells: &[Cells::pv(
+            &[
+                Feature::CreatePaused,
+                Feature::RevertPaused,
+                Feature::RevertTo,
+                Feature::DeletePaused,
+            ],
+            INTERNAL,
+        )],
     },
     Step {
         name: "ts-snapshot-revert-without-domain",
         run: revert_without_domain,
+        cells: &[Cells::pv(
+            &[Feature::RevertOff, Feature::DeleteOff],
+            INTERNAL,
+        )],
     },
     Step {
         name: "ts-snapshot-guest-reboots-as-configured-afterwards",
         run: guest_reboots_afterwards,
+        cells: &[Cells::pv(
+            &[Feature::Reboot, Feature::SaveRestore, Feature::TwoCpus],
+            INTERNAL,
+        )],
     },
     Step {
         name: "ts-snapshot-export-is-for-stock-xl",
         run: export_for_stock_xl,
+        cells: &[],
     },
 ];
 
 pub(super) const DISKS: [&str; 2] = ["xvda", "xvdb"];
 
 /// What a guest holds in memory and on its disks, as a test can compare it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct State {
     life: String,
     word: String,
@@ -62,6 +92,11 @@ impl State {
         DISKS
             .iter()
             .try_for_each(|vdev| guest.write(vdev, 2, 1, &format!("{word}-{vdev}")))
+    }
+
+    /// The sums of the disks, in the order of [`DISKS`].
+    pub(super) fn sums(&self) -> &[String] {
+        &self.sums
     }
 
     pub(super) fn read(guest: &Guest<'_>) -> Result<Self> {
@@ -139,7 +174,16 @@ fn create_revert_delete(context: &mut Context) -> Result<()> {
         "{info}"
     );
     ensure!(product.run("snapshot-list {}")?.contains("current"));
-    product.run("snapshot-delete {} first")?;
+    product.run("snapshot-rename {} first -- -first")?;
+    product.run("snapshot-describe {} --  -first 'other words'")?;
+    let info = product.run("snapshot-info {} -- -first")?;
+    ensure!(info.contains("other words"), "{info}");
+    let posted = lab.run(&format!(
+        "xenstore-read /libxl/{}/ext/current-snapshot",
+        guest.domid()?
+    ))?;
+    assert_eq!(posted.trim(), "-first");
+    product.run("snapshot-delete {} -- -first")?;
     product.ensure_nothing_left(&guest, &DISKS)?;
     guest.wait_counter_beyond(counter)?;
     Ok(())
@@ -242,7 +286,12 @@ fn paused_guest(context: &mut Context) -> Result<()> {
     product.run("snapshot-revert --running {} still")?;
     ensure!(!is_paused()?, "it is paused in spite of --running");
     assert_eq!(guest.get_memory("word")?, "before");
-    Ok(())
+    lab.run(&format!("xl pause {}", guest.name()))?;
+    product.run("snapshot-delete {} still")?;
+    ensure!(is_paused()?, "it runs after the deletion");
+    lab.run(&format!("xl unpause {}", guest.name()))?;
+    guest.write("xvda", 2, 1, "goes-on")?;
+    product.ensure_nothing_left(&guest, &DISKS)
 }
 
 fn revert_without_domain(context: &mut Context) -> Result<()> {
@@ -269,6 +318,7 @@ fn guest_reboots_afterwards(context: &mut Context) -> Result<()> {
     context.needs_product()?;
     let lab = context.lab();
     let spec = GuestSpec::pv("reboots")
+        .vcpus(2)
         .disks(&[16])
         .line("on_reboot=\"restart\"");
     let guest = Guest::create(lab, &spec)?;
@@ -277,6 +327,13 @@ fn guest_reboots_afterwards(context: &mut Context) -> Result<()> {
     product.run("snapshot-create -n s {}")?;
     reboot(&guest)?;
     assert_ne!(guest.life_id()?, life, "a reboot is a new life");
+    let file = format!("{}/saved", guest.dir());
+    let life_now = guest.life_id()?;
+    lab.run(&format!(
+        "xl save {} {file} && xl restore {file}",
+        guest.name()
+    ))?;
+    assert_eq!(guest.life_id()?, life_now, "stock xl saved and restored it");
     // The restarted domain is still the one of the snapshots.
     product.run("snapshot-revert {} s")?;
     assert_eq!(guest.life_id()?, life);
@@ -285,7 +342,7 @@ fn guest_reboots_afterwards(context: &mut Context) -> Result<()> {
 }
 
 /// Lets the guest reboot, and waits until xl has started it again.
-fn reboot(guest: &Guest<'_>) -> Result<()> {
+pub(super) fn reboot(guest: &Guest<'_>) -> Result<()> {
     let domid = guest.domid()?;
     guest.ask("reboot")?;
     let end = Instant::now() + Duration::from_secs(90);

@@ -2,18 +2,23 @@
 
 use anyhow::{Result, ensure};
 
+use crate::coverage::{Cells, Disks, Feature};
 use crate::guest::{Guest, GuestSpec};
 use crate::product::Product;
 use crate::step::{Context, Step};
+
+const INTERNAL: &[Disks] = &[Disks::Internal];
 
 pub(super) const STEPS: &[Step] = &[
     Step {
         name: "ts-snapshot-delete-children",
         run: delete_children,
+        cells: &[Cells::pv(&[Feature::DeleteSubtree], INTERNAL)],
     },
     Step {
         name: "ts-snapshot-delete-children-finished-by-the-next",
         run: finished_by_the_next,
+        cells: &[],
     },
 ];
 

@@ -3,42 +3,53 @@
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
+use crate::coverage::{Cells, Disks, Feature};
 use crate::guest::{Guest, GuestSpec};
 use crate::product::Product;
 use crate::step::{Context, Step};
+
+const INTERNAL: &[Disks] = &[Disks::Internal];
 
 pub(super) const STEPS: &[Step] = &[
     Step {
         name: "ts-snapshot-survives-a-full-disk",
         run: full_disk,
+        cells: &[Cells::pv(&[Feature::FullDisk], INTERNAL)],
     },
     Step {
         name: "ts-snapshot-create-killed-in-mid-save",
         run: create_killed,
+        cells: &[Cells::pv(&[Feature::Killed], INTERNAL)],
     },
     Step {
         name: "ts-snapshot-create-interrupted",
         run: create_interrupted,
+        cells: &[],
     },
     Step {
         name: "ts-snapshot-revert-killed-without-domain",
         run: revert_killed,
+        cells: &[Cells::pv(&[Feature::Killed], INTERNAL)],
     },
     Step {
         name: "ts-snapshot-revert-that-cannot-restore",
         run: revert_cannot_restore,
+        cells: &[Cells::pv(&[Feature::RestoreFails], INTERNAL)],
     },
     Step {
         name: "ts-snapshot-interrupted-revert-leaves-a-new-domain-alone",
         run: usurped,
+        cells: &[],
     },
     Step {
         name: "ts-snapshot-images-in-use-are-not-written",
         run: images_in_use,
+        cells: &[],
     },
     Step {
         name: "ts-snapshot-two-at-once",
         run: two_at_once,
+        cells: &[],
     },
 ];
 

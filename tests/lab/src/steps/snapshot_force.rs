@@ -2,18 +2,26 @@
 
 use anyhow::{Result, ensure};
 
+use crate::coverage::{Cells, Disks, Feature};
 use crate::guest::{Guest, GuestSpec, image_sum, pattern_sum};
 use crate::product::Product;
 use crate::step::{Context, Step};
+
+const INTERNAL: &[Disks] = &[Disks::Internal];
 
 pub(super) const STEPS: &[Step] = &[
     Step {
         name: "ts-snapshot-revert-force-over-another-domain",
         run: over_another_domain,
+        cells: &[Cells::pv(
+            &[Feature::RevertForce, Feature::RestoreFails],
+            INTERNAL,
+        )],
     },
     Step {
         name: "ts-snapshot-revert-force-without-room",
         run: without_room,
+        cells: &[Cells::pv(&[Feature::RevertForce], INTERNAL)],
     },
 ];
 

@@ -1,24 +1,50 @@
 //! Snapshots and the loss of power. Each of these costs a boot, so they come last.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
+use crate::coverage::{Cells, Disks, Feature};
 use crate::guest::{Guest, GuestSpec};
 use crate::host::Lab;
+use crate::power_cuts;
 use crate::product::Product;
 use crate::step::{Context, Step};
+
+const INTERNAL: &[Disks] = &[Disks::Internal];
 
 pub(super) const STEPS: &[Step] = &[
     Step {
         name: "ts-snapshot-create-survives-a-power-cut",
         run: create_power_cut,
+        cells: &[Cells::pv(&[Feature::PowerCut], INTERNAL)],
     },
     Step {
         name: "ts-snapshot-revert-survives-a-power-cut",
         run: revert_power_cut,
+        cells: &[Cells::pv(&[Feature::PowerCut], INTERNAL)],
+    },
+    Step {
+        name: "ts-snapshot-five-random-power-cuts",
+        run: random_cuts,
+        cells: &[],
     },
 ];
 
 const NAME: &str = "power";
+
+/// How many random cuts each run of the steps has; `make powercut N=50` has more.
+const CUTS: u32 = 5;
+
+/// `LAB_SEED` gives the seed that an earlier run printed.
+fn random_cuts(context: &mut Context) -> Result<()> {
+    context.needs_product()?;
+    let seed = match std::env::var("LAB_SEED") {
+        Ok(seed) => seed.parse().context("LAB_SEED is no number")?,
+        Err(_) => power_cuts::any_seed(),
+    };
+    let report = power_cuts::run(context.lab_mut(), CUTS, seed)?;
+    println!("{report}");
+    Ok(())
+}
 
 /// A guest that lived on after its snapshot `kept`, all of it on the disk.
 fn prepare(lab: &Lab) -> Result<()> {

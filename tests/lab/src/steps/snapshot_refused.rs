@@ -3,34 +3,43 @@
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
+use crate::coverage::{Cells, Disks, Feature};
 use crate::guest::{Guest, GuestSpec};
 use crate::product::Product;
 use crate::step::{Context, Step};
+
+const INTERNAL: &[Disks] = &[Disks::Internal];
 
 pub(super) const STEPS: &[Step] = &[
     Step {
         name: "ts-snapshot-refuses-a-taken-name",
         run: taken_name,
+        cells: &[],
     },
     Step {
         name: "ts-snapshot-refuses-what-is-no-domain",
         run: no_domain,
+        cells: &[],
     },
     Step {
         name: "ts-snapshot-refuses-a-dying-domain",
         run: dying_domain,
+        cells: &[],
     },
     Step {
-        name: "ts-snapshot-refuses-a-raw-disk",
+        name: "ts-snapshot-refuses-a-raw-disk-internally",
         run: raw_disk,
+        cells: &[],
     },
     Step {
         name: "ts-snapshot-leaves-out-a-cdrom",
         run: cdrom,
+        cells: &[Cells::pv(&[Feature::Cdrom], INTERNAL)],
     },
     Step {
         name: "ts-snapshot-refuses-damaged-memory",
         run: damaged_memory,
+        cells: &[Cells::pv(&[Feature::Verify], INTERNAL)],
     },
 ];
 
@@ -50,6 +59,13 @@ fn taken_name(context: &mut Context) -> Result<()> {
         &["has no snapshot 'two'", "'one'"],
     )?;
     product.refuses("snapshot-delete {} two", &["has no snapshot 'two'"])?;
+    // Debian's hypervisor is built without shadow paging.
+    if !lab.run("xl info | grep virt_caps")?.contains("shadow") {
+        product.refuses(
+            "snapshot-create -n three --live {}",
+            &["is of type PV", "shadow"],
+        )?;
+    }
     let usage = product.try_run("snapshot-create -n ../x {}")?;
     assert_eq!(usage.status, 2, "{}", usage.stderr);
     guest.wait_counter_beyond(guest.counter()?)?;
@@ -111,9 +127,22 @@ fn raw_disk(context: &mut Context) -> Result<()> {
         guest.name()
     ))?;
     product.refuses(
-        "snapshot-create -n x {}",
-        &["xvdb", &raw, "is raw", "qemu-img convert"],
+        "snapshot-create -n x --disk xvdb,snapshot=internal {}",
+        &["xvdb", &raw, "is raw", "externally"],
     )?;
+    product.refuses(
+        "snapshot-create -n x --disk xvdz {}",
+        &["has no disk xvdz", "xvda"],
+    )?;
+    let (disk, stranger) = (guest.disk_path("xvda"), format!("{}/mine", guest.dir()));
+    lab.run(&format!("echo mine > {stranger}"))?;
+    for (taken, words) in [(&disk, "is there already"), (&stranger, "are as they were")] {
+        product.refuses(
+            &format!("snapshot-create -n x --disk xvdb,file={taken} {{}}"),
+            &["is there already", words],
+        )?;
+        lab.run(&format!("test -s {taken}"))?;
+    }
     product.ensure_nothing_left(&guest, &["xvda"])?;
     guest.wait_counter_beyond(guest.counter()?)?;
     Ok(())
@@ -157,7 +186,15 @@ fn damaged_memory(context: &mut Context) -> Result<()> {
         "f=$(find {} -name memory); printf X | dd of=$f bs=1 seek=70000000 conv=notrunc status=none",
         product.store_dir()
     );
+    product.run("snapshot-verify {}")?;
     lab.run(&flip)?;
+    let found = product.try_run("snapshot-verify {}")?;
+    assert_eq!(found.status, 1);
+    ensure!(
+        found.stdout.contains("checksum does not match"),
+        "{}",
+        found.stdout
+    );
     product.refuses("snapshot-revert {} s", &["checksum", "are as they were"])?;
     assert_eq!((guest.life_id()?, guest.domid()?), (life, domid));
     guest.wait_counter_beyond(guest.counter()?)?;

@@ -8,14 +8,17 @@ pub(super) const STEPS: &[Step] = &[
     Step {
         name: "ts-xen-boots",
         run: xen_boots,
+        cells: &[],
     },
     Step {
         name: "ts-userland-self-test",
         run: userland_self_test,
+        cells: &[],
     },
     Step {
         name: "ts-dom0-without-dev-packages",
         run: dom0_without_dev_packages,
+        cells: &[],
     },
 ];
 

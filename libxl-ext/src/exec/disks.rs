@@ -1,0 +1,552 @@
+//! What the steps do that work on images: those that a QEMU has open, and those that nobody has.
+
+use super::perform::{LAST_WRITES, Measured, Performer};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::disk::{DiskKind, DiskTarget, ImageFormat};
+use crate::model::domain::{DomainLife, DomainState};
+use crate::model::layer::{Backing, Into, Layer};
+use crate::model::name::SnapshotId;
+use crate::model::record::{DiskProof, DomainRecord};
+use crate::plan::{Extracted, Merge, StoreChange, Switch};
+use crate::port::{BlockNode, DomainView};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long xl may take between a domain's end and its start in a reboot.
+const RESTART_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 30 });
+
+/// A domain's QEMU at one instant.
+struct Qemu {
+    life: DomainLife,
+    nodes: Vec<BlockNode>,
+}
+
+impl Qemu {
+    fn has_open(&self, image: &Path) -> bool {
+        self.nodes.iter().any(|node| &*node.image == image)
+    }
+
+    /// Whether it has an image open that stands on another one.
+    fn stands_on(&self, image: &Path, below: Option<&Backing>) -> bool {
+        let below = below.map(|below| &*below.image);
+        self.nodes
+            .iter()
+            .any(|node| &*node.image == image && node.facts.backing.as_deref() == below)
+    }
+}
+
+impl Performer<'_> {
+    /// Whether a disk is still what the snapshot says.
+    pub(super) fn prove_disk(&self, id: SnapshotId, proof: &DiskProof) -> Result<()> {
+        let DiskTarget {
+            image,
+            format,
+            vdev,
+        } = &proof.target;
+        let facts = self.ports.images.facts(image, *format)?;
+        let holds = facts.is_some_and(|facts| match proof.kind {
+            DiskKind::Internal => facts.snapshot(&id.tag()).is_some(),
+            DiskKind::External => proof.stamp.is_none_or(|stamp| stamp == facts.written),
+        });
+        if holds {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Corrupt,
+            match proof.kind {
+                DiskKind::Internal => {
+                    format!("{} ({vdev}) no longer holds {}", image.display(), id.tag())
+                }
+                DiskKind::External => {
+                    format!("{} ({vdev}) is gone or was written to", image.display())
+                }
+            },
+        ))
+    }
+
+    pub(super) fn create_layers(&self, layers: &[Layer]) -> Result<()> {
+        layers
+            .iter()
+            .try_for_each(|layer| self.ports.images.create_layer(layer))
+    }
+
+    pub(super) fn extract_layers(&self, id: SnapshotId, layers: &[Extracted]) -> Result<()> {
+        layers.iter().try_for_each(|made| {
+            self.ports
+                .images
+                .extract(&made.from, &id.tag(), &made.layer)
+        })
+    }
+
+    pub(super) fn merge_layer(&self, merge: &Merge) -> Result<()> {
+        let (layer, images) = (&merge.layer, &self.ports.images);
+        let below = layer.backing.as_ref();
+        let seen = self.look_at_qemu()?;
+        match &seen {
+            Some(qemu) if qemu.has_open(&layer.image) => {
+                self.ports.block.merge(qemu.life, merge)?;
+            }
+            // The domain left it.
+            _ if merge.into == Into::Below && self.is_retired(layer)? => {}
+            Some(qemu) if below.is_some_and(|below| qemu.has_open(&below.image)) => {
+                let is_done = |above: &Layer| qemu.stands_on(&above.image, below);
+                if !merge.above.iter().any(is_done) {
+                    return Err(self.not_its_layer(layer));
+                }
+            }
+            _ => self.merge_closed(merge)?,
+        }
+        if merge.into == Into::Below {
+            // Those that a QEMU has open it has put onto the image below itself.
+            let is_open = |image: &Path| seen.as_ref().is_some_and(|qemu| qemu.has_open(image));
+            let mut closed = merge.above.iter().filter(|above| !is_open(&above.image));
+            closed.try_for_each(|above| images.rebase_layer(above, below, false))?;
+        }
+        // The other image is removed soon: nothing of it may be in a cache only.
+        let left = match (merge.into, below) {
+            (Into::Below, Some(below)) => &below.image,
+            _ => &layer.image,
+        };
+        let above = merge.above.iter().map(|above| &above.image);
+        [left]
+            .into_iter()
+            .chain(above)
+            .try_for_each(|image| images.make_durable(image))
+    }
+
+    /// Merges images that no QEMU has open.
+    fn merge_closed(&self, merge: &Merge) -> Result<()> {
+        self.require_no_restart()?;
+        match merge.into {
+            Into::Below if merge.layer.active => return self.leave_closed(&merge.layer),
+            Into::Below => {
+                self.refuse_if_below_is_newer(&merge.layer)?;
+                self.ports.images.commit_layer(&merge.layer)?;
+            }
+            Into::Layer => {
+                let onto = merge.onto.as_ref();
+                self.ports.images.rebase_layer(&merge.layer, onto, true)?;
+            }
+        }
+        self.require_still_off(&merge.layer)
+    }
+
+    /// A domain that is started while its images are merged would write to one of them.
+    fn require_still_off(&self, layer: &Layer) -> Result<()> {
+        let Some(qemu) = self.look_at_qemu()? else {
+            return Ok(());
+        };
+        let error = Error::new(
+            ErrorKind::NeedsRepair,
+            format!(
+                "domain '{}' was started while its images were merged",
+                self.plan.domain
+            ),
+        );
+        Err(if qemu.has_open(&layer.image) {
+            error.hint("what it writes is not lost: the next command for it goes on with the merge")
+        } else {
+            error.because(self.not_its_layer(layer))
+        })
+    }
+
+    /// xl reads what a domain is made of before it destroys it for a reboot: for some seconds there is no domain, and
+    /// yet it is known on which images it will go on.
+    fn require_no_restart(&self) -> Result<()> {
+        let deadline = Instant::now() + RESTART_LIMIT;
+        while self.find_by_name()?.is_none() {
+            if self.ports.monitors.find(&self.plan.domain)?.is_none() {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::new(
+                    ErrorKind::NeedsRepair,
+                    format!("xl is about to start domain '{}' anew", self.plan.domain),
+                )
+                .hint("give the command again when it runs, or end its `xl` process"));
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Err(Error::new(
+            ErrorKind::NeedsRepair,
+            format!("domain '{}' was just started", self.plan.domain),
+        )
+        .hint("the next command for it goes on"))
+    }
+
+    /// The images that the QEMU of the domain of the plan's name has open; none if there is no domain.
+    fn look_at_qemu(&self) -> Result<Option<Qemu>> {
+        let Some(view) = self.find_by_name()? else {
+            return Ok(None);
+        };
+        // Without its word nobody knows what is open.
+        let nodes = self.ports.block.nodes(view.life)?;
+        Ok(Some(Qemu {
+            life: view.life,
+            nodes,
+        }))
+    }
+
+    fn not_its_layer(&self, layer: &Layer) -> Error {
+        Error::new(
+            ErrorKind::Stale,
+            format!(
+                "domain '{}' goes on in the image below {} and not in that",
+                self.plan.domain,
+                layer.target()
+            ),
+        )
+        .hint("was it started from its configuration file, without the layers?")
+    }
+
+    /// Images that a change of ours wrote to are known by their last writes again.
+    pub(super) fn restamp(&self, record: &mut DomainRecord, change: &StoreChange) -> Result<()> {
+        let changed: Vec<_> = match change {
+            StoreChange::Merged { merge } => merge.images(),
+            StoreChange::Remove { changed, .. } => changed.iter().map(|image| &**image).collect(),
+            StoreChange::Stopped => return self.restamp_unknown(record),
+            _ => return Ok(()),
+        };
+        let proofs = record
+            .snapshots
+            .iter_mut()
+            .flat_map(|snapshot| &mut snapshot.disks);
+        for proof in proofs.filter(|proof| proof.kind == DiskKind::External) {
+            let DiskTarget { image, format, .. } = &proof.target;
+            if changed.contains(&&**image) {
+                self.ports.images.make_durable(image)?;
+                let facts = self.ports.images.facts(image, *format)?;
+                proof.stamp = facts.map(|facts| facts.written);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove_layers(&self, layers: &[Layer]) -> Result<()> {
+        layers
+            .iter()
+            .try_for_each(|layer| self.ports.images.remove_layer(layer))
+    }
+
+    pub(super) fn snapshot_disks(
+        &self,
+        life: DomainLife,
+        id: SnapshotId,
+        disks: &[DiskTarget],
+        layers: &[Layer],
+        measured: &mut Measured,
+    ) -> Result<()> {
+        let below = layers.iter().filter_map(Layer::below);
+        self.refuse_if_open_twice(
+            life,
+            &disks.iter().cloned().chain(below).collect::<Vec<_>>(),
+        )?;
+        self.ports.block.snapshot(life, &id.tag(), disks, layers)?;
+        self.read_stamps(life, id, disks, measured)?;
+        self.read_last_writes(layers, measured)
+    }
+
+    /// The images below the layers are not written to any more: when they were is what they are known by.
+    fn read_last_writes(&self, layers: &[Layer], measured: &mut Measured) -> Result<()> {
+        for below in layers.iter().filter_map(|layer| layer.backing.as_ref()) {
+            self.ports.images.make_durable(&below.image)?;
+            let facts = self.ports.images.facts(&below.image, below.format)?;
+            let facts = facts.ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Toolstack,
+                    format!("{} has gone", below.image.display()),
+                )
+            })?;
+            measured.stamps.insert(below.image.clone(), facts.written);
+        }
+        Ok(())
+    }
+
+    /// The disks of a domain that is off have become the state of a snapshot. Who started it meanwhile may have
+    /// written to them before or after that, nobody knows.
+    pub(super) fn settle_images(
+        &self,
+        id: SnapshotId,
+        disks: &[DiskTarget],
+        layers: &[Layer],
+        measured: &mut Measured,
+    ) -> Result<()> {
+        let images = &self.ports.images;
+        let below = layers.iter().filter_map(Layer::below);
+        for disk in disks.iter().cloned().chain(below) {
+            images.require_closed(&disk.image)?;
+        }
+        for disk in disks {
+            images.make_durable(&disk.image)?;
+            let facts = images.facts(&disk.image, disk.format)?;
+            let held = facts.and_then(|facts| facts.snapshot(&id.tag()).cloned());
+            let held = held.ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Toolstack,
+                    format!("there is no snapshot {} in {disk}", id.tag()),
+                )
+            })?;
+            measured.stamps.insert(disk.image.clone(), held.stamp);
+        }
+        self.read_last_writes(layers, measured)?;
+        match self.find_by_name()? {
+            None => Ok(()),
+            Some(view) => Err(Error::new(
+                ErrorKind::Stale,
+                format!(
+                    "domain '{}' was started meanwhile (domid {})",
+                    self.plan.domain, view.life.domid
+                ),
+            )
+            .hint("shut it down and give the command again")),
+        }
+    }
+
+    /// A domain that is gone, or another one, needs not be told.
+    pub(super) fn point_disks(&self, life: DomainLife, switches: &[Switch]) -> Result<()> {
+        match self.look(life)? {
+            Some(_) => self.ports.toolstack.point_disks(life.domid, switches),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn leave_layers(
+        &self,
+        life: Option<DomainLife>,
+        layers: &[Layer],
+        wake: bool,
+    ) -> Result<()> {
+        let mut layers = layers.iter();
+        let left = layers.try_for_each(|layer| self.leave_layer(life, layer, wake));
+        // Whatever went wrong: until this is finished, somebody could go on in the wrong image.
+        left.map_err(|error| {
+            Error::new(
+                ErrorKind::NeedsRepair,
+                format!(
+                    "domain '{}' may be between two images, and paused",
+                    self.plan.domain
+                ),
+            )
+            .because(error)
+            .hint("the next command for this domain goes on with it")
+        })
+    }
+
+    fn leave_layer(&self, life: Option<DomainLife>, layer: &Layer, wake: bool) -> Result<()> {
+        let Some(qemu) = self.look_at_qemu()? else {
+            self.require_no_restart()?;
+            return self.leave_closed(layer);
+        };
+        let mut was_running = false;
+        if qemu.has_open(&layer.image) {
+            self.ports.block.bring_in_step(qemu.life, layer)?;
+            was_running = self.stand_still(qemu.life)?;
+            if !self.ports.block.leave_layer(qemu.life, layer)? {
+                if was_running {
+                    self.wake(qemu.life)?;
+                }
+                return Err(Error::new(
+                    ErrorKind::Toolstack,
+                    format!("QEMU gave up copying {}", layer.target()),
+                ));
+            }
+        } else {
+            let below = layer.backing.as_ref();
+            let is_below = below.is_some_and(|below| qemu.has_open(&below.image));
+            match (is_below, life == Some(qemu.life)) {
+                (false, _) => return self.leave_closed(layer),
+                // It was never put on top, or was left before.
+                (true, true) => {}
+                (true, false) if self.is_retired(layer)? => return Ok(()),
+                (true, false) => return Err(self.not_its_layer(layer)),
+            }
+        }
+        // When the guest writes again the image below is the newer one, and everybody knows.
+        self.point_back(layer)?;
+        if !self.is_retired(layer)? {
+            self.ports.images.retire_layer(layer)?;
+        }
+        if was_running || (wake && self.killed_at.is_some()) {
+            self.wake(qemu.life)?;
+        }
+        Ok(())
+    }
+
+    /// Sees to it that the guest does not write. Returns whether it did run.
+    fn stand_still(&self, life: DomainLife) -> Result<bool> {
+        let state = |view: Option<DomainView>| view.map(|view| view.state);
+        let was_running = state(self.look(life)?) == Some(DomainState::Running);
+        if was_running {
+            self.ports.toolstack.pause(life.domid)?;
+        }
+        match state(self.look(life)?) {
+            Some(DomainState::Paused | DomainState::Suspended) => Ok(was_running),
+            // xl may have read already on which images it will go on.
+            _ => Err(Error::new(
+                ErrorKind::DomainState,
+                format!("domain {} is ending or rebooting", life.domid),
+            )),
+        }
+    }
+
+    /// Tells libxl of a disk that is the image below a layer now.
+    fn point_back(&self, layer: &Layer) -> Result<()> {
+        let (Some(qemu), Some(to)) = (self.look_at_qemu()?, layer.backing.clone()) else {
+            return Ok(());
+        };
+        if qemu.has_open(&layer.image) || !qemu.has_open(&to.image) {
+            return Ok(());
+        }
+        let from = layer.target();
+        self.ports
+            .toolstack
+            .point_disks(qemu.life.domid, &[Switch { from, to }])
+    }
+
+    /// What a guest that is gone wrote to a layer belongs onto the image as it was left, and to no other.
+    fn leave_closed(&self, layer: &Layer) -> Result<()> {
+        if self.is_retired(layer)? {
+            return Ok(());
+        }
+        self.refuse_if_below_is_newer(layer)?;
+        self.ports.images.commit_layer(layer)?;
+        if let Some(below) = &layer.backing {
+            self.ports.images.make_durable(&below.image)?;
+        }
+        self.require_still_off(layer)?;
+        self.ports.images.retire_layer(layer)
+    }
+
+    /// After a kill: if somebody wrote to the image below and not to the layer, a merge would mix the two.
+    fn refuse_if_below_is_newer(&self, layer: &Layer) -> Result<()> {
+        let (Some(killed_at), Some(below)) = (self.killed_at, &layer.backing) else {
+            return Ok(());
+        };
+        let written = |image: &Path| std::fs::metadata(image).and_then(|file| file.modified());
+        // A merge in QEMU goes on without us, for as long as the guest does.
+        let last = written(&layer.image).map_or(killed_at, |time| time.max(killed_at));
+        if written(&below.image).is_ok_and(|time| time > last + LAST_WRITES) {
+            let (layer, below) = (layer.image.display(), below.image.display());
+            return Err(Error::new(
+                ErrorKind::NeedsRepair,
+                format!("{below} was written to after its merge with {layer} had been interrupted"),
+            )
+            .hint(format!(
+                "keep a copy of both; to go on with what is in {layer}, `touch {layer}` and give any command; \
+                 to go on with {below} alone, `truncate -s 0 {layer}` and give any command"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Images of which nobody knew when they were last written to, since we were about to.
+    fn restamp_unknown(&self, record: &mut DomainRecord) -> Result<()> {
+        let proofs = record
+            .snapshots
+            .iter_mut()
+            .flat_map(|snapshot| &mut snapshot.disks);
+        for proof in proofs.filter(|proof| proof.kind == DiskKind::External) {
+            if proof.stamp.is_none() {
+                let DiskTarget { image, format, .. } = &proof.target;
+                let facts = self.ports.images.facts(image, *format)?;
+                proof.stamp = facts.map(|facts| facts.written);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the image below a layer holds all that the layer did.
+    fn is_retired(&self, layer: &Layer) -> Result<bool> {
+        let facts = self.ports.images.facts(&layer.image, ImageFormat::Qcow2)?;
+        facts.map(|facts| facts.retired).ok_or_else(|| {
+            Error::new(
+                ErrorKind::NeedsRepair,
+                format!("{} of {} is missing", layer.image.display(), layer.vdev),
+            )
+            .hint("is its file system mounted?")
+        })
+    }
+
+    fn read_stamps(
+        &self,
+        life: DomainLife,
+        id: SnapshotId,
+        disks: &[DiskTarget],
+        measured: &mut Measured,
+    ) -> Result<()> {
+        let nodes = self.ports.block.nodes(life)?;
+        let tag = id.tag();
+        for disk in disks {
+            let snapshot = nodes
+                .iter()
+                .filter(|node| node.image == disk.image)
+                .find_map(|node| node.facts.snapshot(&tag))
+                .ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::Toolstack,
+                        format!("QEMU made no snapshot {tag} in {}", disk.image.display()),
+                    )
+                })?;
+            measured.stamps.insert(disk.image.clone(), snapshot.stamp);
+        }
+        Ok(())
+    }
+
+    pub(super) fn apply_images(&self, id: SnapshotId, disks: &[DiskTarget]) -> Result<()> {
+        self.refuse_if_used_since(disks)?;
+        disks
+            .iter()
+            .try_for_each(|disk| self.ports.images.apply_snapshot(disk, &id.tag()))
+    }
+
+    /// After a kill: a memory image fits the disks as they were left. If somebody used them since, it does
+    /// not. Our own domain is gone by the time that images are set back.
+    fn refuse_if_used_since(&self, disks: &[DiskTarget]) -> Result<()> {
+        if self.killed_at.is_none() || self.images_are_ours.get() {
+            return Ok(());
+        }
+        if let Some(view) = self.find_by_name()? {
+            return Err(self.usurped(view));
+        }
+        self.refuse_if_written_since(disks.iter().map(|disk| &disk.image))?;
+        self.images_are_ours.set(true);
+        Ok(())
+    }
+
+    pub(super) fn refuse_if_written_since<'a>(
+        &self,
+        images: impl Iterator<Item = &'a Box<Path>>,
+    ) -> Result<()> {
+        let Some(killed_at) = self.killed_at else {
+            return Ok(());
+        };
+        for image in images {
+            let written = std::fs::metadata(image).and_then(|image| image.modified());
+            if written.is_ok_and(|time| time > killed_at + LAST_WRITES) {
+                return Err(Error::new(
+                    ErrorKind::NeedsRepair,
+                    format!(
+                        "{} was written to after the operation had been interrupted",
+                        image.display()
+                    ),
+                )
+                .hint(self.ways_out()));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn delete_tags(&self, id: SnapshotId, disks: &[DiskTarget]) -> Result<()> {
+        let tag = id.tag();
+        let live = self.changeable_nodes(disks)?;
+        for disk in disks {
+            match &live {
+                Some((view, Some(nodes))) if nodes.iter().any(|node| node.image == disk.image) => {
+                    self.ports.block.delete_snapshot(view.life, &tag, disk)?;
+                }
+                _ => self.ports.images.delete_snapshot(disk, &tag)?,
+            }
+        }
+        Ok(())
+    }
+}

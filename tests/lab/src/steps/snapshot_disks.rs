@@ -1,0 +1,80 @@
+//! Snapshots of many disks.
+
+use anyhow::Result;
+
+use super::snapshot::State;
+use super::snapshot_external::active;
+use super::snapshot_life::back_to_one_instant;
+use crate::coverage::{Cells, Disks, Feature};
+use crate::guest::{Guest, GuestSpec, pattern_sum};
+use crate::product::Product;
+use crate::step::{Context, Step};
+
+pub(super) const STEPS: &[Step] = &[Step {
+    name: "ts-snapshot-of-eight-disks",
+    run: eight,
+    cells: &[Cells::pv(&[Feature::EightDisks], Disks::ALL)],
+}];
+
+const EIGHT: [&str; 8] = [
+    "xvda", "xvdb", "xvdc", "xvdd", "xvde", "xvdf", "xvdg", "xvdh",
+];
+
+/// All of them qcow2, internally; then half of them raw, externally and in both ways.
+fn eight(context: &mut Context) -> Result<()> {
+    context.needs_product()?;
+    eight_in(context, "eight", 8, &[("internal", "")])?;
+    let layered = [("external", "--external"), ("mixed", "")];
+    eight_in(context, "half-raw", 4, &layered)
+}
+
+fn eight_in(context: &Context, name: &str, qcow2: usize, hows: &[(&str, &str)]) -> Result<()> {
+    let lab = context.lab();
+    let mut spec = GuestSpec::pv(name).disks(&vec![16; qcow2]);
+    for vdev in &EIGHT[qcow2..] {
+        let raw = format!("{}/{vdev}.raw", spec.dir());
+        lab.run(&format!("mkdir -p {} && truncate -s 16M {raw}", spec.dir()))?;
+        spec = spec.another_disk(&format!(
+            "format=raw,vdev={vdev},access=rw,backendtype=qdisk,target={raw}"
+        ));
+    }
+    let guest = Guest::create(lab, &spec)?;
+    let product = Product::of(lab, &guest);
+    let bases = active(lab, &guest)?;
+    assert_eq!(bases.len(), EIGHT.len());
+    let mut states = Vec::new();
+    for (how, options) in hows {
+        write_all(&guest, how)?;
+        states.push(State::set(&guest, how)?);
+        product.run(&format!("snapshot-create -n {how} {options} {{}}"))?;
+    }
+    write_all(&guest, "later")?;
+    for ((how, _), state) in hows.iter().zip(&states) {
+        back_to_one_instant(lab, &guest, &product, how, state)?;
+        for vdev in EIGHT {
+            let wanted = pattern_sum(lab, &format!("{how}-{vdev}"), 1)?;
+            assert_eq!(guest.sum(vdev, 4, 1)?, wanted, "{vdev} in {how}");
+        }
+    }
+    write_all(&guest, "end")?;
+    // With the domain off, since a running one has images below layers open read-only: LIMITS.md.
+    guest.poweroff()?;
+    for (how, _) in hows {
+        product.run(&format!("snapshot-delete {{}} {how}"))?;
+    }
+    product.ensure_nothing_left(&guest, &EIGHT[..qcow2])?;
+    lab.run(&format!("xl create {}", spec.config_path()))?;
+    guest.wait_ready()?;
+    assert_eq!(active(lab, &guest)?, bases);
+    for vdev in EIGHT {
+        let wanted = pattern_sum(lab, &format!("end-{vdev}"), 1)?;
+        assert_eq!(guest.sum(vdev, 4, 1)?, wanted, "{vdev} at the end");
+    }
+    Ok(())
+}
+
+fn write_all(guest: &Guest<'_>, word: &str) -> Result<()> {
+    EIGHT
+        .iter()
+        .try_for_each(|vdev| guest.write(vdev, 4, 1, &format!("{word}-{vdev}")))
+}

@@ -1,0 +1,212 @@
+//! The disks of a domain that is about to be made: those whose image has layers on top of it are those layers.
+
+use super::{dry_run, real};
+use libxl_ext::event::Unobserved;
+use libxl_ext::model::disk::DeviceDisk;
+use libxl_ext::model::layer::Layer;
+use libxl_ext::observe::layer_of;
+use libxl_ext::snapshot::Host;
+use libxl_ext::store::Store;
+use libxl_ext::{Error, ErrorKind, Result};
+use serde::Deserialize;
+use serde_json::Value;
+use std::ffi::OsString;
+use std::path::Path;
+
+#[derive(Deserialize)]
+struct Config {
+    c_info: CreateInfo,
+    #[serde(default)]
+    disks: Vec<DeviceDisk>,
+}
+
+#[derive(Deserialize)]
+struct CreateInfo {
+    name: String,
+}
+
+/// One more argument for `xl create ARGUMENTS`, if the domain needs it.
+pub(super) fn for_create(root: &Path, arguments: &[OsString]) -> Result<Option<OsString>> {
+    let Some(output) = real::dry_run_of_create(arguments)? else {
+        return Ok(None);
+    };
+    let config = Config::deserialize(dry_run::read(&output)?).map_err(|error| {
+        Error::new(ErrorKind::Toolstack, "read what `xl -N create` printed").because(error)
+    })?;
+    let name = &config.c_info.name;
+    if !Store::new(root).domain(name).exists() {
+        return Ok(None);
+    }
+    let host = Host::connect()?.with_store(root);
+    let record = host.record_for_start(name, &Unobserved)?;
+    let layers = config
+        .disks
+        .iter()
+        .map(|disk| layer_of(&record, disk))
+        .collect::<Result<Vec<_>>>()?;
+    if layers.iter().all(Option::is_none) {
+        return Ok(None);
+    }
+    for (disk, layer) in config.disks.iter().zip(&layers) {
+        if let Some(layer) = layer {
+            eprintln!(
+                "xl-ext: {} of '{name}' is {}, which is on top of {}",
+                disk.vdev(),
+                layer.image.display(),
+                layer.base.image.display()
+            );
+        }
+    }
+    let disks = config.disks.iter().zip(&layers);
+    let disks = disks
+        .map(|(disk, layer)| specification(disk, *layer))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Some(format!("disk=[{}]", disks.join(",")).into()))
+}
+
+/// A disk as an entry of `disk=[...]` (xl-disk-configuration(5)), with the image of a layer.
+fn specification(disk: &DeviceDisk, layer: Option<&Layer>) -> Result<String> {
+    let refuse = |what: &str| {
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("disk {} {what}", disk.vdev()),
+        )
+        .hint(
+            "give the layer that is its image in the configuration file; `snapshot-info` names it",
+        )
+    };
+    let mut words = vec![format!("vdev={}", disk.vdev())];
+    let image = layer.map(|layer| layer.image.to_string_lossy().into_owned());
+    let image = image.or_else(|| disk.pdev_path.clone());
+    match (layer, disk.format.as_deref()) {
+        (Some(_), _) => words.push("format=qcow2".into()),
+        (None, Some(format @ ("qcow2" | "raw" | "vhd" | "qed"))) => {
+            words.push(format!("format={format}"));
+        }
+        (None, Some("empty") | None) => {}
+        (None, Some(other)) => return Err(refuse(&format!("has the format {other}"))),
+    }
+    words.push(format!(
+        "access={}",
+        if disk.readwrite == 0 { "ro" } else { "rw" }
+    ));
+    match disk.backend.as_deref() {
+        None | Some("unknown") => {}
+        Some(backend) => words.push(format!("backendtype={backend}")),
+    }
+    if disk.is_cdrom != 0 {
+        words.push("devtype=cdrom".into());
+    } else if disk.removable != 0 {
+        words.push("removable".into());
+    }
+    for (key, value) in &disk.other {
+        match (key.as_str(), value) {
+            (_, Value::Null | Value::Bool(false)) => {}
+            (_, Value::Number(number)) if number.as_u64() == Some(0) => {}
+            (_, Value::String(text)) if text.is_empty() || text == "<default>" => {}
+            ("script", Value::String(script)) => words.push(format!("script={script}")),
+            ("backend_domname", Value::String(name)) => words.push(format!("backend={name}")),
+            ("discard_enable", Value::String(on)) if on == "True" => words.push("discard".into()),
+            ("discard_enable", Value::String(_)) => words.push("no-discard".into()),
+            ("direct_io_safe", Value::Bool(true)) => words.push("direct-io-safe".into()),
+            ("specification", Value::String(xen)) if xen == "xen" => {}
+            (other, _) => return Err(refuse(&format!("has a setting {other}"))),
+        }
+    }
+    // Everything behind it is taken for the path.
+    words.push(format!("target={}", image.unwrap_or_default()));
+    let text = words.join(",");
+    if text.contains(['"', '\\']) || text.chars().any(char::is_control) {
+        return Err(refuse(
+            "has a name that cannot be written in a configuration",
+        ));
+    }
+    Ok(format!("\"{text}\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use libxl_ext::model::disk::ImageFormat;
+    use libxl_ext::model::layer::Backing;
+    use libxl_ext::model::record::DomainRecord;
+    use serde_json::json;
+
+    fn disk(value: Value) -> DeviceDisk {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn layer() -> Layer {
+        let base = Backing {
+            image: Path::new("/i/a.raw").into(),
+            format: ImageFormat::Raw,
+        };
+        Layer {
+            vdev: "xvda".into(),
+            image: Path::new("/i/a,b.qcow2").into(),
+            backing: Some(base.clone()),
+            base,
+            active: true,
+            merging: None,
+        }
+    }
+
+    #[test]
+    fn a_disk_becomes_its_layer_and_keeps_what_was_said_of_it() {
+        let raw = disk(json!({
+            "pdev_path": "/i/a.raw", "vdev": "xvda", "backend": "qdisk", "format": "raw",
+            "readwrite": 1, "discard_enable": "True", "backend_domid": 0,
+        }));
+        let mut record = DomainRecord::new("g");
+        record.add_layers(&[layer()]);
+        let other = DeviceDisk {
+            pdev_path: Some("/i/b.raw".into()),
+            ..raw.clone()
+        };
+        let found = layer_of(&record, &raw).unwrap();
+        assert_eq!(found, Some(&layer()));
+        assert_eq!(layer_of(&record, &other).unwrap(), None);
+        assert_eq!(
+            specification(&raw, found).unwrap(),
+            "\"vdev=xvda,format=qcow2,access=rw,backendtype=qdisk,discard,target=/i/a,b.qcow2\""
+        );
+        let cdrom =
+            disk(json!({ "vdev": "hdc", "format": "empty", "is_cdrom": 1, "removable": 1 }));
+        assert_eq!(
+            specification(&cdrom, None).unwrap(),
+            "\"vdev=hdc,access=ro,devtype=cdrom,target=\""
+        );
+    }
+
+    #[test]
+    fn an_image_is_known_by_any_of_its_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let (base, link) = (directory.path().join("base"), directory.path().join("link"));
+        std::fs::write(&base, b"").unwrap();
+        std::os::unix::fs::symlink(&base, &link).unwrap();
+        let mut record = DomainRecord::new("g");
+        let mut layer = layer();
+        layer.base.image = base.as_path().into();
+        record.add_layers(&[layer.clone()]);
+        let disk = |path: &Path| DeviceDisk {
+            pdev_path: Some(path.display().to_string()),
+            readwrite: 1,
+            ..DeviceDisk::default()
+        };
+        assert_eq!(layer_of(&record, &disk(&link)).unwrap(), Some(&layer));
+        assert_eq!(layer_of(&record, &disk(&layer.image)).unwrap(), None);
+    }
+
+    #[test]
+    fn what_cannot_be_said_is_refused_and_not_dropped() {
+        let with = |key: &str, value: Value| {
+            let mut disk = disk(json!({ "vdev": "xvda", "pdev_path": "/i/a", "format": "raw" }));
+            disk.other.insert(key.into(), value);
+            specification(&disk, None)
+        };
+        assert!(with("colo_host", "x".into()).is_err());
+        assert!(with("transport", "mmio".into()).is_err());
+        assert!(with("script", "a\"b".into()).is_err());
+        assert!(with("script", "block-x".into()).is_ok());
+    }
+}

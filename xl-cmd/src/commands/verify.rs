@@ -1,0 +1,29 @@
+//! `snapshot-verify`
+
+use super::{Context, print, print_json};
+use crate::args::Verify;
+use libxl_ext::{Error, ErrorKind, Result};
+use serde_json::json;
+
+pub(super) fn run(context: &Context, args: &Verify) -> Result<()> {
+    let found = context
+        .host
+        .verify(&args.domain, args.name.as_deref(), &context.terminal)?;
+    context.terminal.finish();
+    if args.json {
+        print_json(&json!({ "domain": args.domain, "findings": found }))?;
+    } else {
+        for finding in &found {
+            let of = finding.snapshot.as_deref().unwrap_or("-");
+            print(&format!("{of}: {}\n", finding.what))?;
+        }
+    }
+    match found.len() {
+        0 if args.json => Ok(()),
+        0 => print("All is as it was when it was taken\n"),
+        count => Err(Error::new(
+            ErrorKind::Corrupt,
+            format!("{count} things are not as they should be"),
+        )),
+    }
+}
