@@ -136,6 +136,7 @@ fn pvh(context: &mut Context) -> Result<()> {
 
 /// With its device model, and a cdrom, which is not its to write.
 fn hvm(context: &mut Context) -> Result<()> {
+    context.is_expensive()?;
     context.needs_product()?;
     let lab = context.lab();
     let image = "/run/lab-cdrom.iso";

@@ -34,6 +34,7 @@ const MOUNT: &str = "/run/lab-small-store";
 
 /// A memory image of the guest takes 97 MiB.
 fn faults(context: &mut Context) -> Result<()> {
+    context.is_expensive()?;
     context.needs_product()?;
     let lab = context.lab();
     let image = "/run/lab-cdrom.iso";
