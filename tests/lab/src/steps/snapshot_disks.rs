@@ -22,6 +22,7 @@ const EIGHT: [&str; 8] = [
 
 /// All of them qcow2, internally; then half of them raw, externally and in both ways.
 fn eight(context: &mut Context) -> Result<()> {
+    context.is_expensive()?;
     context.needs_product()?;
     eight_in(context, "eight", 8, &[("internal", "")])?;
     let layered = [("external", "--external"), ("mixed", "")];
