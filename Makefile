@@ -15,7 +15,7 @@ LAB = $(CARGO_TARGET_DIR)/release/lab
 NAME ?= main
 
 .PHONY: demo test check lab-test table prerequisites build stage install uninstall clean
-.PHONY: fmt clippy unit fuzz fuzz-short abi pages capi consumers faults no-faults powercut
+.PHONY: fmt clippy unit fuzz fuzz-short abi pages capi consumers faults no-faults powercut bench
 .PHONY: lab-build lab-boot lab-run lab-shell lab-install lab-logs lab-poweroff lab-power-cut lab-destroy
 
 ## What README promises
@@ -88,6 +88,12 @@ N ?= 50
 powercut: stage $(LAB)
 	$(LAB) power-cuts --stage $(STAGE) --cuts $(N) $(addprefix --seed ,$(SEED)) --logs $(LOGS)
 
+# Stock xl and ours side by side, and a pull beside one by hand: make bench [ROUNDS=5] [WHAT=all|saves|pulls]
+ROUNDS ?= 5
+WHAT ?= all
+bench: stage $(LAB)
+	$(LAB) bench --stage $(STAGE) --rounds $(ROUNDS) --what $(WHAT)
+
 # The program as it is with the points at which the steps kill it. Where cargo puts it is where the one without
 # them belongs, which is put back.
 FAULTS = $(OUT)/consumers/xl-ext-faults
@@ -141,7 +147,7 @@ $(CAPI)/_libxl_ext_types.h: idl/libxl_ext_types.idl $(XL_IDL)
 $(CAPI)/libxlext.o: $(RUST_PART) $(MAP)
 	mkdir -p $(CAPI)
 	nm --defined-only --extern-only --format=posix $(RUST_PART) 2>/dev/null \
-		| sed -n 's/^\(libxl_\(domain_snapshot\|disk_snapshot\|snapshot\|ext\)_[a-z0-9_]*\) .*/\1/p' | sort -u >$(CAPI)/symbols
+		| sed -n 's/^\(libxl_\(domain_snapshot\|domain_managed\|domain_has_managed\|domain_block\|domain_get_block\|disk_snapshot\|block\|snapshot\|ext\)_[a-z0-9_]*\) .*/\1/p' | sort -u >$(CAPI)/symbols
 	ld -r --gc-sections $$(sed 's/^/--undefined=/' $(CAPI)/symbols) -o $@.all $(RUST_PART)
 	objcopy --keep-global-symbols=$(CAPI)/symbols --strip-debug \
 		--remove-section=.llvmbc --remove-section=.llvmcmd $@.all $@
@@ -161,6 +167,7 @@ $(CAPI)/libxlext.so: $(CAPI)/libxlext.o $(MAP)
 HERE = $(DESTDIR)$(PREFIX)
 PRIVATE = $(HERE)/lib/libxl-ext
 PAGES = $(wildcard docs/man/*.3)
+UNITS = $(HERE)/lib/systemd/system
 
 # The programs open libxenctrl.so by that name, which only development packages have: the link in the
 # private directory gives them the library that the build was made against.
@@ -179,8 +186,22 @@ install: build capi
 		>$(HERE)/lib/pkgconfig/xenlight-ext.pc
 	install -m 0644 $(PAGES) $(HERE)/share/man/man3/
 	install -D -m 0644 docs/man/xl-ext.8 $(HERE)/share/man/man8/xl-ext.8
+	install -d -m 0755 $(UNITS)/xendomains.service.d $(UNITS)/session-.scope.d $(HERE)/share/libxl-ext
+	for unit in restore save; do \
+		sed 's|@PREFIX@|$(PREFIX)|' xl-cmd/host/xl-ext-$$unit.service.in >$(UNITS)/xl-ext-$$unit.service || exit 1; \
+	done
+	install -m 0644 xl-cmd/host/xendomains.conf $(UNITS)/xendomains.service.d/xl-ext.conf
+	install -m 0644 xl-cmd/host/session.conf $(UNITS)/session-.scope.d/xl-ext.conf
+	sed 's|@PREFIX@|$(PREFIX)|' xl-cmd/host/xl-ext-domains.init.in >$(HERE)/share/libxl-ext/xl-ext-domains.init
+	install -m 0644 xl-cmd/host/xl-ext.default $(HERE)/share/libxl-ext/xl-ext.default
+	[ -e $(DESTDIR)/etc/default/xl-ext ] || install -D -m 0644 xl-cmd/host/xl-ext.default $(DESTDIR)/etc/default/xl-ext
 
+# /etc/default/xl-ext stays, if anything in it was changed.
 uninstall:
+	if cmp -s $(HERE)/share/libxl-ext/xl-ext.default $(DESTDIR)/etc/default/xl-ext; then rm $(DESTDIR)/etc/default/xl-ext; fi
+	rm -f $(UNITS)/xl-ext-restore.service $(UNITS)/xl-ext-save.service $(UNITS)/xendomains.service.d/xl-ext.conf \
+		$(UNITS)/session-.scope.d/xl-ext.conf $(HERE)/share/libxl-ext/xl-ext-domains.init \
+		$(HERE)/share/libxl-ext/xl-ext.default
 	rm -f $(HERE)/sbin/xl-ext $(HERE)/share/man/man8/xl-ext.8 $(PRIVATE)/libxl-ext-agent $(PRIVATE)/libxenctrl.so \
 		$(HERE)/lib/libxlext.so $(HERE)/lib/$(SONAME) $(HERE)/lib/libxlext.so.$(VERSION) $(HERE)/lib/libxlext.a \
 		$(HERE)/include/libxl_ext.h $(HERE)/include/_libxl_ext_types.h $(HERE)/lib/pkgconfig/xenlight-ext.pc \

@@ -88,7 +88,9 @@ fn bind_own_header(out: &Path) {
         .header("include/libxl_ext.h")
         .clang_arg(format!("-I{}", out.display()))
         .allowlist_file("include/libxl_ext.h")
-        .blocklist_type("libxl_(_?ctx|asyncop_how|d.*|ext_event.*|snapshot_.*)")
+        .blocklist_type(
+            "libxl_(_?ctx|asyncop_how|d(evice|isk).*|domain_(snapshot|block_pull_info).*|block_pull.*|ext_event.*|snapshot_.*)",
+        )
         .raw_line("use crate::port::libxl_sys::*;")
         .raw_line("use crate::types::ffi::*;")
         .generate()

@@ -11,11 +11,13 @@ groff-base
 mmdebstrap qemu-system-x86 e2fsprogs cpio xz-utils openssh-client
 '
 
-missing=
-for package in $packages; do
-	status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
-	[ "$status" = installed ] || missing="$missing $package"
-done
+missing() {
+	for package in $packages; do
+		status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+		[ "$status" = installed ] || printf ' %s' "$package"
+	done
+	has_rust || printf ' %s' rustc-web cargo-web rustfmt-web rust-web-clippy
+}
 
 # Any compiler from the workspace's rust-version on will do; rustup's comes with everything.
 wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
@@ -23,15 +25,20 @@ has_rust() {
 	version=$(cargo --version 2>/dev/null | sed -n 's/^cargo \([0-9.]*\).*/\1/p')
 	[ -n "$version" ] && printf '%s\n%s\n' "$wanted" "$version" | sort -V -C
 }
-has_rust || missing="$missing rustc-web cargo-web rustfmt-web rust-web-clippy"
 
-[ -z "$missing" ] && exit 0
-echo "installing:$missing"
 export DEBIAN_FRONTEND=noninteractive
-apt-get update -qq
-# shellcheck disable=SC2086 # the list is made of words
-apt-get install -y -qq --no-install-recommends $missing
-has_rust || {
-	echo "no Rust compiler from $wanted on: install one by rustup" >&2
+# apt removes a package of another release, such as backports' qemu-utils, that stands in the way of one that
+# is asked for; the second round brings back this release's.
+for round in first second; do
+	absent=$(missing)
+	[ -z "$absent" ] && exit 0
+	echo "installing ($round round):$absent"
+	[ "$round" = second ] || apt-get update -qq
+	# shellcheck disable=SC2086 # the list is made of words
+	apt-get install -y -qq --no-install-recommends $absent
+done
+absent=$(missing)
+[ -z "$absent" ] || {
+	echo "still missing, although apt-get installed it:$absent" >&2
 	exit 1
 }

@@ -130,9 +130,13 @@ int libxl_ext_set_store(libxl_ctx *ctx, const char *directory);
  * on afterwards. With LIBXL_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY, of the disks of a domain that is off.
  *
  * Of *snapshot, `name` (NULL: the time in seconds since the epoch), `description` and `memory_file` (an
- * absolute path of a new file; NULL: one in the store) are read; `disks` must be empty, so one that was filled before is disposed of and initialised
- * anew. On success it is replaced by the snapshot as it was recorded. It belongs to the caller, before
- * and afterwards, and stays valid until the operation completes.
+ * absolute path of a new file; NULL: one in the store) are read, and of each of its `disks` which it is
+ * (`disk.vdev`) and how it is taken: inside its image, or, if `external`, in a new image at
+ * `external_sn.pdev_path` (NULL: beside the disk's). Writable disks that are not among them are taken in
+ * the way that is sensible for each; with DISK_ONLY, and unless there are none, they are left out. One that
+ * was filled by an earlier call is disposed of and initialised anew before it is used again. On success it is
+ * replaced by the snapshot as it was recorded. It belongs to the caller, before and afterwards, and stays
+ * valid until the operation completes.
  */
 int libxl_domain_snapshot_create(libxl_ctx *ctx, const char *domname,
                                  libxl_domain_snapshot *snapshot, unsigned int flags,
@@ -176,6 +180,102 @@ int libxl_domain_snapshot_list(libxl_ctx *ctx, const char *domname,
 
 /* Disposes of each element and frees the array. NULL is allowed. */
 void libxl_domain_snapshot_list_free(libxl_domain_snapshot *snapshots, int num_snapshots);
+
+/*
+ * Managed save
+ * ============
+ *
+ * The library keeps what was saved of a domain, and the domain goes on from there when it is started by it. There are
+ * no flags yet: flags is 0, any bit is ERROR_INVAL.
+ */
+
+/*
+ * Saves a domain, which is gone afterwards. Whatever starts it next through this library, or by
+ * xl-ext, goes on from there. A domain that is paused goes on paused.
+ */
+int libxl_domain_managed_save(libxl_ctx *ctx, const char *domname, unsigned int flags,
+                              const libxl_asyncop_how *ao_how,
+                              const libxl_ext_asyncprogress_how *aop_progress_how);
+
+/*
+ * Whether something is kept of a domain: 1 if so, 0 if not, also for a name that nobody knows. It says
+ * nothing of whether the domain can go on from it.
+ */
+int libxl_domain_has_managed_save_image(libxl_ctx *ctx, const char *domname, unsigned int flags);
+
+/* Gives up what was saved of a domain, whatever is the matter with it. ERROR_NOTFOUND if there is nothing. */
+int libxl_domain_managed_save_remove(libxl_ctx *ctx, const char *domname, unsigned int flags,
+                                     const libxl_asyncop_how *ao_how,
+                                     const libxl_ext_asyncprogress_how *aop_progress_how);
+
+/*
+ * Lets a domain that was saved go on, and tells its domid. Once the guest may run, what was saved is gone.
+ * The domain is the application's, as after libxl_domain_snapshot_revert.
+ *  ERROR_NOTFOUND, ERROR_DOMAIN_NOTFOUND
+ *                   nothing was saved of it: the application boots it (libxl_domain_create_new)
+ *  ERROR_NOT_READY  the domain is there already
+ *  ERROR_FAIL       among others: what was saved is damaged, or its disks were written to since. It is kept,
+ *                   until libxl_domain_managed_save_remove
+ */
+int libxl_domain_managed_start(libxl_ctx *ctx, const char *domname, uint32_t *domid_r,
+                               unsigned int flags, const libxl_asyncop_how *ao_how,
+                               const libxl_ext_asyncprogress_how *aop_progress_how);
+
+/*
+ * Block pull
+ * ==========
+ *
+ * A disk gets what it lacks from the images below it while the guest goes on, until it needs them no more
+ * (after libvirt's proposal, version 4). The disk is named by its virtual device or by the path of its
+ * image; it is a qcow2 image on the qdisk backend. What was pulled stays whatever happens, and the next
+ * pull goes on with it. While a disk is pulled, snapshots of the domain are neither taken nor reverted
+ * to nor deleted: ERROR_NOT_READY.
+ */
+
+/*
+ * How far a pull by increments is: 0 for the first call, then what the last one left. It may be divided
+ * by the `end` of libxl_domain_block_pull_info. It belongs to one pull of one disk.
+ */
+typedef uint64_t libxl_domain_block_pull_cursor;
+
+/*
+ * Pulls one increment, of 16 MiB of the disk or more, and moves the cursor; the last one leaves a disk
+ * that stands on nothing, and a cursor that equals `end`. One more call says so to the log and returns 0.
+ * The job waits in the domain's QEMU between two calls, also when the application is gone.
+ *
+ * With LIBXL_DOMAIN_BLOCK_PULL_CONTINUOUS all of it is copied in the background, and the operation
+ * completes when that has begun; cursor is not used and may be NULL. If the domain is off, it completes
+ * when all is copied.
+ *  ERROR_NOT_READY  among others: the cursor is of another pull, or of another moment of it
+ *  ERROR_NI         the disk is raw, read-only, or not on the qdisk backend, or holds snapshots inside
+ */
+int libxl_domain_block_pull(libxl_ctx *ctx, const char *domname, const char *path,
+                            libxl_domain_block_pull_cursor *cursor, unsigned int flags,
+                            const libxl_asyncop_how *ao_how,
+                            const libxl_ext_asyncprogress_how *aop_progress_how);
+
+/*
+ * Ends a pull, whoever started it. The disk stands on the images below it still. One that is over is no
+ * error; ERROR_INVAL says that there was none. There are no flags yet.
+ */
+int libxl_domain_block_pull_abort(libxl_ctx *ctx, const char *domname, const char *path,
+                                  unsigned int flags);
+
+/*
+ * Tells how far a pull is, or was at its end, whoever started it. ERROR_NOTFOUND says that there was none.
+ * There are no flags yet. *info was initialised by libxl_domain_block_pull_info_init.
+ */
+int libxl_domain_get_block_pull_info(libxl_ctx *ctx, const char *domname, const char *path,
+                                     libxl_domain_block_pull_info *info, unsigned int flags);
+
+/*
+ * Asks for one event BLOCK_PULL, when the pull of a disk has ended, by a call of how->callback, or, if
+ * that is NULL, from libxl_ext_event_check. It comes whoever started the pull, also if it has ended
+ * before, or begins later, or if the last one of several increments ends it. It is to be asked for anew
+ * then. Whoever asks no more calls libxl_ext_ctx_release. There are no flags yet.
+ */
+int libxl_ext_evenable_block_pull(libxl_ctx *ctx, const char *domname, const char *path,
+                                  unsigned int flags, const libxl_ext_asyncprogress_how *how);
 
 #ifdef __cplusplus
 }

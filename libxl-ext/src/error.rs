@@ -106,9 +106,13 @@ impl Error {
         self
     }
 
-    /// A failed file operation. Lack of room becomes [`ErrorKind::NoSpace`].
+    /// A failed file operation. Lack of room becomes [`ErrorKind::NoSpace`]; an error of ours, which came through
+    /// [`std::io::Read`], keeps its kind.
     pub fn io(context: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
-        let source = source.into();
+        let source = match source.into().downcast::<Self>() {
+            Ok(ours) => return ours.while_doing(context),
+            Err(source) => source,
+        };
         let full = matches!(
             source.kind(),
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded

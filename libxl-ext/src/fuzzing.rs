@@ -70,3 +70,24 @@ pub fn qmp(bytes: &[u8]) -> Result<(Value, Vec<Value>)> {
     qemus.shutdown(Shutdown::Write).expect("it is connected");
     crate::port::qmp_converse(ours)
 }
+
+/// What comes out of a memory image that is told to be of `parts`, each with a checksum that fits; with one pack of
+/// `pack_parts` that it may need. It is read in a directory that is given.
+///
+/// # Errors
+/// If it is no image, or its pack no pack.
+pub fn packed(
+    directory: &Path,
+    parts: &[(u32, u32, &[u8])],
+    pack_parts: &[(u32, u32, &[u8])],
+) -> Result<u64> {
+    crate::memory::packed::forged(directory, parts, pack_parts)
+}
+
+/// What is read of a file that was taken as one of `xl save`, in pieces of `length` bytes.
+///
+/// # Errors
+/// If it cannot be written or read.
+pub fn pack(directory: &Path, bytes: &[u8], length: usize) -> Result<Vec<u8>> {
+    crate::memory::packed::there_and_back(directory, bytes, length)
+}

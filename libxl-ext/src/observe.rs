@@ -1,10 +1,16 @@
 //! Asks the ports once and returns plain data, from which everything is then decided.
 
 mod off;
+mod packs;
 
-pub use off::{OffDomain, layer_of};
+pub use off::OffDomain;
+pub(crate) use off::configuration_of;
+pub(crate) use off::{active_layer_of, is_named_by};
+pub use packs::{MemoryRoom, PackUse, Packs};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::below::{DEPTH_MAX, below};
+use crate::model::configuration::disks_of;
 use crate::model::disk::{DeviceDisk, ImageFacts, ImageFormat};
 use crate::model::domain::{DomainLife, DomainState, GuestType};
 use crate::model::layer::Backing;
@@ -15,9 +21,10 @@ use crate::port::{DomainView, Ports};
 use crate::store::{DomainStore, Store, free_bytes};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use uuid::Uuid;
 
 /// All that a plan is made of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,10 +43,16 @@ pub struct Inventory {
     pub images: BTreeMap<PathBuf, Option<ImageFacts>>,
     /// Why an image that is there could not be read; it counts as missing in `images`.
     pub unreadable: BTreeMap<PathBuf, String>,
-    /// Length in bytes of each snapshot's memory image; none where the file is missing.
+    /// Length in bytes of each memory image, of snapshots and of the saved state; none where the file is missing.
     pub memory: BTreeMap<SnapshotId, u64>,
+    /// Where the pages of packed images are.
+    pub packs: Packs,
     /// Images that other domains' snapshots need, with the domain.
     pub claimed: BTreeMap<PathBuf, String>,
+    /// Domains that have the UUID of a snapshot's domain, or of one that was saved, and are not the one of the name, by
+    /// that UUID.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub elsewhere: BTreeMap<Uuid, u32>,
     /// Bytes that can be written where memory images go.
     pub free_bytes: u64,
 }
@@ -167,6 +180,8 @@ pub struct Asked<'a> {
     pub configuration: Option<&'a Value>,
     /// Where the memory is to be written, if not to the store.
     pub memory_file: Option<&'a Path>,
+    /// Whether all images count that the disks of a domain that is off stand on, and not only those of records.
+    pub chains: bool,
 }
 
 /// The domain of a name of which nothing may be known yet.
@@ -188,8 +203,29 @@ pub fn named(ports: &Ports, store: &Store, name: &str) -> Result<Target> {
     target.look_again(ports)
 }
 
+/// A domain that was renamed, or another one that was made with the same UUID.
+fn elsewhere(
+    ports: &Ports,
+    live: Option<&LiveDomain>,
+    record: &DomainRecord,
+) -> Result<BTreeMap<Uuid, u32>> {
+    let snapshots = record.snapshots.iter();
+    let managed = record.managed.iter().map(|managed| managed.domain_uuid);
+    let uuids: BTreeSet<Uuid> = snapshots
+        .map(|snapshot| snapshot.domain_uuid)
+        .chain(managed)
+        .collect();
+    let mut found = BTreeMap::new();
+    for uuid in uuids {
+        let view = ports.hypervisor.find(uuid)?;
+        let another = view.filter(|view| live.is_none_or(|live| live.life != view.life));
+        found.extend(another.map(|view| (uuid, view.life.domid)));
+    }
+    Ok(found)
+}
+
 /// What the records of the other domains name.
-fn claimed(own: &DomainStore) -> BTreeMap<PathBuf, String> {
+pub(crate) fn claimed(own: &DomainStore) -> BTreeMap<PathBuf, String> {
     let others = own.others();
     let images = others.iter().flat_map(|record| {
         record
@@ -240,7 +276,9 @@ pub(crate) fn observe_with(
         }
     }
     let of_snapshots = record.snapshots.iter().flat_map(|snapshot| &snapshot.disks);
-    let of_snapshots = of_snapshots.map(|proof| Backing::from(&proof.target));
+    let of_managed = record.managed.iter().flat_map(|managed| &managed.disks);
+    let proofs = of_snapshots.chain(of_managed);
+    let of_proofs = proofs.map(|proof| Backing::from(&proof.target));
     let of_layers = record.layers.iter().flat_map(|layer| {
         let own = Backing::from(&layer.target());
         layer.backing.clone().into_iter().chain([own])
@@ -265,7 +303,7 @@ pub(crate) fn observe_with(
         })
         .filter(|disk| disk.image.is_absolute());
     let of_off: Vec<_> = of_off.collect();
-    for known in of_snapshots.chain(of_layers).chain(of_off) {
+    for known in of_proofs.chain(of_layers).chain(of_off) {
         let path = known.image.to_path_buf();
         if let Entry::Vacant(unseen) = images.entry(path) {
             let facts = ports
@@ -278,32 +316,123 @@ pub(crate) fn observe_with(
             unseen.insert(facts);
         }
     }
+    if asked.chains && live.is_none() {
+        let pulled = record.pulls.iter().map(|pull| Backing::from(&pull.disk));
+        for disk in off.iter().flat_map(qcow2_disks).chain(pulled) {
+            follow(ports, disk, &mut images, &mut unreadable);
+        }
+    }
     if let Some(off) = &mut off {
         off.settle_backends(|image| images.get(image)?.clone())?;
     }
-    let memory = record
-        .snapshots
-        .iter()
-        .filter_map(|snapshot| {
-            let file = std::fs::symlink_metadata(target.store.memory_of(snapshot)).ok()?;
-            file.is_file().then_some((snapshot.id, file.len()))
-        })
-        .collect();
+    let store = &target.store;
     Ok(Inventory {
+        memory: memory_images(store, &record),
+        packs: Packs::look(store)?,
         domain: target.name.clone(),
+        elsewhere: elsewhere(ports, live.as_ref(), &record)?,
         live,
         off,
         off_unknown,
         record,
         images,
         unreadable,
-        memory,
         claimed: claimed(&target.store),
         free_bytes: match asked.memory_file {
             Some(file) => free_bytes(file)?,
             None => target.store.free_bytes()?,
         },
     })
+}
+
+/// The qcow2 images that a domain that is off has for disks.
+fn qcow2_disks(off: &OffDomain) -> impl Iterator<Item = Backing> {
+    let disks = off.disks.iter().filter(|disk| disk.is_writable());
+    disks.filter_map(|disk| {
+        let image = Path::new(disk.pdev_path.as_deref()?);
+        let is_qcow2 = disk.format.as_deref() == Some(ImageFormat::Qcow2.driver());
+        (is_qcow2 && image.is_absolute()).then(|| Backing {
+            image: image.into(),
+            format: ImageFormat::Qcow2,
+        })
+    })
+}
+
+/// Looks at an image and those that it says that it stands on.
+fn follow(
+    ports: &Ports,
+    disk: Backing,
+    images: &mut BTreeMap<PathBuf, Option<ImageFacts>>,
+    unreadable: &mut BTreeMap<PathBuf, String>,
+) {
+    let mut next = Some(disk);
+    for _ in 0..DEPTH_MAX {
+        let Some(Backing { image, format }) = next else {
+            return;
+        };
+        let path = image.to_path_buf();
+        if let Entry::Vacant(unseen) = images.entry(path.clone()) {
+            let facts = ports.images.facts(&image, format);
+            unseen.insert(facts.unwrap_or_else(|error| {
+                unreadable.insert(path.clone(), error.report());
+                None
+            }));
+        }
+        let facts = images.get(&path).and_then(Option::as_ref);
+        let is_qcow2 = format == ImageFormat::Qcow2;
+        // What is no image file is told of when it is planned.
+        next = facts
+            .filter(|_| is_qcow2)
+            .and_then(|facts| below(&path, facts).ok()?);
+    }
+}
+
+/// Length in bytes of each memory image that is there.
+fn memory_images(store: &DomainStore, record: &DomainRecord) -> BTreeMap<SnapshotId, u64> {
+    let of_snapshots = record
+        .snapshots
+        .iter()
+        .map(|it| (it.id, store.memory_of(it)));
+    let of_managed = record
+        .managed
+        .iter()
+        .map(|it| (it.id, store.memory_path(it.id)));
+    of_snapshots
+        .chain(of_managed)
+        .filter_map(|(id, path)| {
+            let file = std::fs::symlink_metadata(path).ok()?;
+            file.is_file().then_some((id, file.len()))
+        })
+        .collect()
+}
+
+/// The room that each memory image of a domain takes.
+///
+/// # Errors
+/// [`ErrorKind::Io`] if the store cannot be listed.
+pub(crate) fn memory_rooms(
+    store: &DomainStore,
+    record: &DomainRecord,
+) -> Result<BTreeMap<SnapshotId, MemoryRoom>> {
+    Ok(Packs::look(store)?.rooms(record, &memory_images(store, record)))
+}
+
+/// What the record alone says of a domain, whatever is the matter with its images, its QEMU or the domain itself.
+pub(crate) fn of_record(target: &Target, record: DomainRecord) -> Inventory {
+    Inventory {
+        domain: target.name.clone(),
+        live: None,
+        elsewhere: BTreeMap::new(),
+        off: None,
+        off_unknown: None,
+        record,
+        images: BTreeMap::new(),
+        unreadable: BTreeMap::new(),
+        memory: BTreeMap::new(),
+        packs: Packs::default(),
+        claimed: BTreeMap::new(),
+        free_bytes: 0,
+    }
 }
 
 fn observe_live(ports: &Ports, name: &str, view: DomainView) -> Result<LiveDomain> {
@@ -315,16 +444,13 @@ fn observe_live(ports: &Ports, name: &str, view: DomainView) -> Result<LiveDomai
         .hint("wait until `xl list` no longer shows it"));
     }
     let configuration = ports.toolstack.configuration(view.life.domid)?;
-    let disks = match configuration.value.get("disks") {
-        None => Vec::new(),
-        Some(disks) => Vec::<DeviceDisk>::deserialize(disks).map_err(|error| {
-            Error::new(
-                ErrorKind::Toolstack,
-                format!("read the disks of domain '{name}'"),
-            )
-            .because(error)
-        })?,
-    };
+    let disks = disks_of(&configuration.value).map_err(|error| {
+        Error::new(
+            ErrorKind::Toolstack,
+            format!("read the disks of domain '{name}'"),
+        )
+        .because(error)
+    })?;
     // The others use the processor's own paging, which tells.
     let dirty_pages_known =
         configuration.guest_type != GuestType::Pv || ports.toolstack.has_shadow_paging()?;
@@ -334,7 +460,7 @@ fn observe_live(ports: &Ports, name: &str, view: DomainView) -> Result<LiveDomai
         state: view.state,
         guest_type: configuration.guest_type,
         memory_bytes: view.memory_bytes,
-        monitor: ports.monitors.find(name)?,
+        monitor: ports.monitors.find(name, Some(view.life.domid))?,
         disks,
     })
 }

@@ -3,23 +3,31 @@
 //! Each one that changes something goes the same way: lock, recover what an earlier process left,
 //! observe, plan, check, execute.
 
+mod contents;
+mod managed;
+mod pull;
+
+pub use managed::{ManagedSave, RunningDomain};
+pub use pull::{PullInfo, PullProgress};
+
 use crate::bundle::{self, Exported, ImportRequest, Imported};
 use crate::check::{self, Findings};
 use crate::diff::{self, Difference};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
 use crate::exec::{self, Outcome, Recovered};
-use crate::memory;
-use crate::model::disk::DiskKind;
+use crate::model::disk::{DeviceDisk, DiskKind};
 use crate::model::domain::Keeper;
-use crate::model::name::SnapshotName;
+use crate::model::layer::{Backing, Layer};
+use crate::model::name::{SnapshotId, SnapshotName};
 use crate::model::record::{DomainRecord, SnapshotRecord};
-use crate::observe::{self, Naming, Target, observe, observe_for, resolve};
+use crate::observe::{self, Inventory, MemoryRoom, Naming, Target, observe, observe_for, resolve};
 use crate::plan::{self, CreateRequest, Fresh, Plan, Request, RevertRequest};
 use crate::port::Ports;
 use crate::store::{DEFAULT_ROOT, DomainLock, LockWait, RecordFile, Store};
 use crate::types::DomainSnapshot;
 use crate::verify::{Finding, verify};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -56,8 +64,8 @@ impl Inspection<'_> {
             &self.lock,
             observer,
         )?;
-        let Host { ports, store, .. } = self.host;
-        let survey = check::survey(ports, store, &self.target, observer)?;
+        let ports = &self.host.ports;
+        let survey = check::survey(ports, &self.target, observer)?;
         Ok(check::find(&survey))
     }
 }
@@ -123,6 +131,9 @@ impl Host {
         observer: &dyn Observer,
     ) -> Result<Done> {
         let (target, lock) = self.open(domain, request, observer)?;
+        if matches!(request, Request::ManagedSaveRemove) {
+            self.mend_record(&target, &lock, observer)?;
+        }
         let plan = self.plan_for(&target, request)?;
         self.carry_out(&target, &lock, plan, observer)
     }
@@ -155,7 +166,7 @@ impl Host {
         self.plan_for(&target, &revert)?;
         let plan = self.plan_for(&target, &keeping(&target, keep))?;
         let kept = self.carry_out(&target, &lock, plan, observer)?;
-        let reverted = self.look_again(target).and_then(|target| {
+        let reverted = target.look_again(&self.ports).and_then(|target| {
             let plan = self.plan_for(&target, &revert)?;
             self.carry_out(&target, &lock, plan, observer)
         });
@@ -198,19 +209,36 @@ impl Host {
             Some(_) => observe::named(&self.ports, &self.store, domain)?,
             None => resolve(&self.ports, &self.store, domain, self.naming)?,
         };
+        self.take(named, observer)
+    }
+
+    /// Takes the lock of a domain and ends what an earlier process left unfinished.
+    fn take(&self, named: Target, observer: &dyn Observer) -> Result<(Target, DomainLock)> {
         let lock = named.store.lock(LockWait::No)?;
         self.recover_locked(&named, &lock, observer)?;
         // Whoever held the lock before, and recovery too, may have given the domain another domid.
-        Ok((self.look_again(named)?, lock))
+        Ok((named.look_again(&self.ports)?, lock))
     }
 
-    fn look_again(&self, target: Target) -> Result<Target> {
-        target.look_again(&self.ports)
+    /// The same, of a domain as it is observed then: what is being changed is not as it was.
+    fn take_and_observe(
+        &self,
+        domain: &str,
+        observer: &dyn Observer,
+    ) -> Result<(Target, DomainLock, Inventory)> {
+        let named = resolve(&self.ports, &self.store, domain, self.naming)?;
+        let (target, lock) = self.take(named, observer)?;
+        let inventory = observe(&self.ports, &target)?;
+        Ok((target, lock, inventory))
     }
 
     /// Everything up to the first change, under the lock.
     fn plan_for(&self, target: &Target, request: &Request) -> Result<Plan> {
-        let inventory = observe_for(&self.ports, target, request.asked())?;
+        let inventory = match request {
+            // Whatever is the matter with the domain and its images is no reason to keep what was saved.
+            Request::ManagedSaveRemove => observe::of_record(target, target.store.load()?),
+            _ => observe_for(&self.ports, target, request.asked())?,
+        };
         let mut plan = request.plan(&inventory, &Fresh::now())?;
         plan.keeper = self.keeper;
         plan::check(&plan, &inventory)?;
@@ -247,16 +275,49 @@ impl Host {
         target.store.load()
     }
 
-    /// The record of a domain that is about to be started: what an earlier command left is ended first, and no
-    /// operation is in progress.
+    /// The layers that the disks of a domain are that is about to be started, where its configuration names others
+    /// of their images; `None` if it was saved, and is to go on from that ([`Request::ManagedStart`]). What an earlier
+    /// command left is ended first, and no operation is in progress.
     ///
     /// # Errors
-    /// [`ErrorKind::Locked`], or what recovery and the store report.
-    pub fn record_for_start(&self, domain: &str, observer: &dyn Observer) -> Result<DomainRecord> {
+    /// [`ErrorKind::Locked`]; [`ErrorKind::Stale`] for a disk of which an image below was changed by somebody else, or
+    /// on which snapshots stand; what recovery, the store and the images report.
+    pub fn layers_for_start(
+        &self,
+        domain: &str,
+        disks: &[DeviceDisk],
+        observer: &dyn Observer,
+    ) -> Result<Option<Vec<Option<Layer>>>> {
         let named = resolve(&self.ports, &self.store, domain, Naming::Name)?;
         let lock = named.store.lock(LockWait::No)?;
         self.recover_locked(&named, &lock, observer)?;
-        named.store.load()
+        let record = named.store.load()?;
+        if record.managed.is_some() {
+            return Ok(None);
+        }
+        let found = disks.iter().map(|disk| {
+            let layer = observe::active_layer_of(&record, disk)?;
+            if let Some(layer) = layer {
+                self.require_chain(&record, layer)?;
+            }
+            Ok(layer
+                .filter(|layer| !observe::is_named_by(layer, disk))
+                .cloned())
+        });
+        found.collect::<Result<_>>().map(Some)
+    }
+
+    fn require_chain(&self, record: &DomainRecord, disk: &Layer) -> Result<()> {
+        let own = Backing::from(&disk.target());
+        let chain = record.chain(&disk.image).into_iter();
+        let below = chain.filter_map(|image| record.layer(image)?.backing.clone());
+        let mut seen = BTreeMap::new();
+        for Backing { image, format } in [own].into_iter().chain(below) {
+            if let Some(facts) = self.ports.images.facts(&image, format)? {
+                seen.insert(image, facts);
+            }
+        }
+        record.require_chain(&disk.target(), |image| seen.get(image))
     }
 
     /// Looks whether snapshots are what they were: memory images by checksum, disks by what they are known by,
@@ -272,16 +333,17 @@ impl Host {
         name: Option<&str>,
         observer: &dyn Observer,
     ) -> Result<Vec<Finding>> {
-        let named = resolve(&self.ports, &self.store, domain, self.naming)?;
-        // What is being changed is not as it was.
-        let lock = named.store.lock(LockWait::No)?;
-        self.recover_locked(&named, &lock, observer)?;
-        let target = named.look_again(&self.ports)?;
-        let inventory = observe(&self.ports, &target)?;
+        let (target, _lock, inventory) = self.take_and_observe(domain, observer)?;
         if let Some(name) = name {
             inventory.record.find(name)?;
         }
-        Ok(verify(&inventory, &target.store, name, observer))
+        Ok(verify(
+            &self.ports,
+            &inventory,
+            &target.store,
+            name,
+            observer,
+        ))
     }
 
     /// Looks whether the record says what is there, and what is there is recorded. Nothing is changed; with
@@ -317,7 +379,7 @@ impl Host {
             self.recover_locked(&named, &lock, observer)?;
         }
         let target = named.look_again(&self.ports)?;
-        let survey = check::survey(&self.ports, &self.store, &target, observer)?;
+        let survey = check::survey(&self.ports, &target, observer)?;
         Ok(Inspection {
             host: self,
             found: check::find(&survey),
@@ -358,7 +420,8 @@ impl Host {
                 disk.target
             ));
         }
-        memory::export(&target.store.memory_of(snapshot), proof, to, observer)
+        let kept = target.store.kept_memory(snapshot);
+        kept.export(proof, to, observer)
     }
 
     /// What changed from one snapshot to another. All of both is read, and nothing changed.
@@ -372,11 +435,7 @@ impl Host {
         [from, to]: [&str; 2],
         observer: &dyn Observer,
     ) -> Result<Difference> {
-        let named = resolve(&self.ports, &self.store, domain, self.naming)?;
-        let lock = named.store.lock(LockWait::No)?;
-        self.recover_locked(&named, &lock, observer)?;
-        let target = named.look_again(&self.ports)?;
-        let inventory = observe(&self.ports, &target)?;
+        let (target, _lock, inventory) = self.take_and_observe(domain, observer)?;
         let find = |name| inventory.record.find(name);
         diff::diff(
             &self.ports,
@@ -394,11 +453,7 @@ impl Host {
     /// [`ErrorKind::Corrupt`] for snapshots that are not what they were; [`ErrorKind::Unsupported`] for images that
     /// cannot be taken along; what the file system says. No file is left then.
     pub fn export(&self, domain: &str, to: &Path, observer: &dyn Observer) -> Result<Exported> {
-        let named = resolve(&self.ports, &self.store, domain, self.naming)?;
-        let lock = named.store.lock(LockWait::No)?;
-        self.recover_locked(&named, &lock, observer)?;
-        let target = named.look_again(&self.ports)?;
-        let inventory = observe(&self.ports, &target)?;
+        let (target, _lock, inventory) = self.take_and_observe(domain, observer)?;
         bundle::export(&self.ports, &inventory, &target.store, to, observer)
     }
 
@@ -416,7 +471,16 @@ impl Host {
         bundle::import(&self.ports, &self.store, from, request, observer)
     }
 
-    /// V6's view of a snapshot, with the memory image's path filled in.
+    /// The room that each memory image of a domain takes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if the store cannot be listed.
+    pub fn memory_rooms(&self, record: &DomainRecord) -> Result<BTreeMap<SnapshotId, MemoryRoom>> {
+        observe::memory_rooms(&self.store.domain(&record.domain), record)
+    }
+
+    /// V6's view of a snapshot, with the memory image's path filled in; in which form it is there, `memory` of the
+    /// record says.
     pub fn domain_snapshot(&self, domain: &str, record: &SnapshotRecord) -> DomainSnapshot {
         let mut snapshot = record.snapshot.clone();
         if record.memory.is_some() {
@@ -459,6 +523,7 @@ impl Host {
                 ));
             }
         }
+        self.settle_pulls(target, lock, observer);
         Ok(())
     }
 }

@@ -52,7 +52,7 @@ $(OUT)/include-static: include.cc $(headers) $(lib)/libxlext.a | $(OUT)
 		$$($(pkg-config) --static --cflags --libs xenlight-ext | sed 's/-lxlext/-l:libxlext.a/')
 
 # The library is found where it will be installed, by the dynamic linker's own means.
-daemon_parts = daemon.c logger.c main.c processes.c scenarios.c
+daemon_parts = daemon.c logger.c main.c managed.c processes.c pull.c scenarios.c
 $(OUT)/daemon: $(daemon_parts) daemon.h $(headers) $(library) | $(OUT)
 	$(CC) -std=c11 -D_GNU_SOURCE -pthread $(CFLAGS) $(STRICT) -o $@ $(daemon_parts) \
 		$$($(pkg-config) --cflags --libs xenlight-ext xenlight xentoollog)

@@ -283,6 +283,9 @@ static void handle_ext_event(struct daemon *daemon, const libxl_ext_event *event
         EXPECT(operation->form == EVENTS, "%s wanted a callback", operation->what);
         complete(operation, event->u.operation_complete.rc);
         return;
+    case LIBXL_EXT_EVENT_TYPE_BLOCK_PULL:
+        /* Whoever asks for one here gives a callback. */
+        break;
     }
     EXPECT(false, "event of type %d", event->type);
 }

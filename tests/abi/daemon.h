@@ -4,6 +4,8 @@
  * daemon.c     the event loop: what a program has to do to use libxl-ext beside libxl. Begin there.
  * logger.c     a logger of its own, which keeps what it is told
  * scenarios.c  what each call does, seen from the loop
+ * managed.c    the same of saved domains
+ * pull.c       the same of pulls
  * processes.c  the same with threads, children, signals and deaths
  * main.c       the command line
  */
@@ -156,6 +158,8 @@ struct scenario {
 };
 
 extern const struct scenario scenarios[];
+extern const struct scenario managed_scenarios[];
+extern const struct scenario pull_scenarios[];
 extern const struct scenario process_scenarios[];
 
 /* Creates a snapshot and returns the result. */

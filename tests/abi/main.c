@@ -50,7 +50,8 @@ void expect_rc(const char *file, int line, int rc, int wanted, const char *what)
                 rc_name(wanted));
 }
 
-static const struct scenario *const lists[] = {scenarios, process_scenarios};
+static const struct scenario *const lists[] = {scenarios, managed_scenarios, pull_scenarios,
+                                              process_scenarios};
 
 static const struct scenario *find_scenario(const char *name)
 {

@@ -481,28 +481,86 @@ static void run_release(const struct arguments *arguments)
 /* Memory elsewhere, and none
  * ========================== */
 
+/* The disk xvda, externally and in a layer at the path, or internally. */
+static void choose(libxl_domain_snapshot *snapshot, const char *layer)
+{
+    libxl_disk_snapshot *disk = calloc(1, sizeof(*disk));
+
+    libxl_disk_snapshot_init(disk);
+    disk->disk.vdev = strdup("xvda");
+    if (layer) {
+        disk->external = true;
+        disk->external_sn.pdev_path = strdup(layer);
+    }
+    snapshot->num_disks = 1;
+    snapshot->disks = disk;
+}
+
 static void run_file(const struct arguments *arguments)
 {
     struct daemon daemon;
     libxl_domain_snapshot snapshot;
-    char file[1024];
+    char file[1024], layer[1024];
 
     snprintf(file, sizeof(file), "%s.memory", arguments->store);
+    snprintf(layer, sizeof(layer), "%s.layer", arguments->store);
     daemon_open(&daemon, "main", arguments->store, LIBXL_REAPS);
     libxl_domain_snapshot_init(&snapshot);
     snapshot.name = strdup("filed");
     snapshot.memory_file = strdup(file);
+    choose(&snapshot, layer);
     EXPECT_RC(libxl_domain_snapshot_create(daemon.ctx, arguments->domain, &snapshot, 0, NULL, NULL),
               0, "create filed");
     EXPECT(snapshot.memory && strcmp(snapshot.memory_file, file) == 0, "%s", snapshot.memory_file);
     EXPECT(access(file, F_OK) == 0, "%s: %s", file, strerror(errno));
+    EXPECT(snapshot.num_disks == 1 && snapshot.disks[0].external &&
+               strcmp(snapshot.disks[0].external_sn.pdev_path, layer) == 0,
+           "the disk does not go on in %s", layer);
+    EXPECT(access(layer, F_OK) == 0, "%s: %s", layer, strerror(errno));
     EXPECT_RC(libxl_domain_snapshot_revert(daemon.ctx, arguments->domain, "filed", 0, NULL, NULL), 0,
               "revert to filed");
     EXPECT_RC(libxl_domain_snapshot_delete(daemon.ctx, arguments->domain, "filed", 0, NULL, NULL), 0,
               "delete filed");
     EXPECT(access(file, F_OK) != 0, "%s is there still", file);
+    EXPECT(access(layer, F_OK) != 0, "%s is there still", layer);
     libxl_domain_snapshot_dispose(&snapshot);
     daemon_close(&daemon);
+}
+
+/* A snapshot of one disk, and of disks that cannot be meant. */
+static void expect_a_choice(struct daemon *daemon, const struct arguments *arguments)
+{
+    const unsigned int disk_only = LIBXL_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY;
+    libxl_domain_snapshot snapshot;
+    libxl_disk_snapshot *disk;
+
+    libxl_domain_snapshot_init(&snapshot);
+    snapshot.name = strdup("chosen");
+    choose(&snapshot, NULL);
+    disk = snapshot.disks;
+    free(disk->disk.vdev);
+    disk->disk.vdev = NULL;
+    EXPECT_RC(libxl_domain_snapshot_create(daemon->ctx, arguments->domain, &snapshot, disk_only, NULL,
+                                           NULL),
+              ERROR_INVAL, "create of a disk without a name");
+    EXPECT(logger_has_error(daemon->logger, "vdev"), "the refusal does not say what is missing");
+    logger_clear(daemon->logger);
+    disk->disk.vdev = strdup("xvdz");
+    EXPECT_RC(libxl_domain_snapshot_create(daemon->ctx, arguments->domain, &snapshot, disk_only, NULL,
+                                           NULL),
+              ERROR_INVAL, "create of a disk that is not there");
+    EXPECT(logger_has_error(daemon->logger, "xvdz"), "the refusal does not name the disk");
+    logger_clear(daemon->logger);
+    free(disk->disk.vdev);
+    disk->disk.vdev = strdup("xvda");
+    EXPECT_RC(libxl_domain_snapshot_create(daemon->ctx, arguments->domain, &snapshot, disk_only, NULL,
+                                           NULL),
+              0, "create chosen");
+    EXPECT(snapshot.num_disks == 1, "%d disks", snapshot.num_disks);
+    EXPECT(!snapshot.disks[0].external, "it is external");
+    EXPECT_RC(libxl_domain_snapshot_delete(daemon->ctx, arguments->domain, "chosen", 0, NULL, NULL), 0,
+              "delete chosen");
+    libxl_domain_snapshot_dispose(&snapshot);
 }
 
 /* The domain is off, and a snapshot of it is kept. */
@@ -532,6 +590,7 @@ static void run_disk_only(const struct arguments *arguments)
     EXPECT_RC(libxl_domain_snapshot_delete(daemon.ctx, arguments->domain, "off", 0, NULL, NULL), 0,
               "delete off");
     libxl_domain_snapshot_dispose(&snapshot);
+    expect_a_choice(&daemon, arguments);
     daemon_close(&daemon);
 }
 

@@ -1,9 +1,20 @@
 //! What can be typed. Validation that needs no host happens here; a mistake ends with exit status 2.
 
-use clap::{ArgGroup, Args, Parser, Subcommand};
+mod host;
+mod managed_save;
+mod pull;
+
+pub(crate) use host::{HostShutdown, HostStart};
+pub(crate) use managed_save::{
+    ManagedSave, ManagedSaveList, ManagedSaveRemove, ManagedSaveStatus, Start,
+};
+pub(crate) use pull::{BlockPull, BlockPullAbort, BlockPullInfo, BlockPullSetSpeed};
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use libxl_ext::model::disk::DiskKind;
 use libxl_ext::model::domain::GuestState;
 use libxl_ext::model::name::SnapshotName;
+use libxl_ext::model::record::MemoryFormat;
 use libxl_ext::plan::{DeleteScope, DiskChoice, Take};
 use libxl_ext::store::DEFAULT_ROOT;
 use std::path::PathBuf;
@@ -24,7 +35,8 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 }
 
-const EXIT_STATUS: &str = "Exit status: 0 done, 1 failed (nothing was changed, or it says what), 2 usage.\n\
+const EXIT_STATUS: &str = "Exit status: 0 done, 1 failed (nothing was changed, or it says what), 2 usage; \
+    of managed-save-status with a domain: 0 it was saved, 1 it was not, 3 failed.\n\
     DOMAIN is a name or a domid.";
 
 // The variants are called as the commands are.
@@ -55,6 +67,28 @@ pub(crate) enum Command {
     SnapshotExport(Export),
     /// Make of such a file the snapshots of a domain that there is not yet.
     SnapshotImport(Import),
+    /// Save domains, which are off then and go on from there when they are started.
+    ManagedSave(ManagedSave),
+    /// Say whether a domain was saved: exit status 0 if so, 1 if not, 3 for a failure. Without a domain, of all.
+    ManagedSaveStatus(ManagedSaveStatus),
+    /// List the domains that were saved.
+    ManagedSaveList(ManagedSaveList),
+    /// Give up what was saved of a domain.
+    ManagedSaveRemove(ManagedSaveRemove),
+    /// Let a domain that was saved go on, or start the one of a configuration file.
+    Start(Start),
+    /// Copy what a disk lacks from the images below it, until it stands on nothing; the guest goes on.
+    BlockPull(BlockPull),
+    /// Show how pulls go, or how they ended.
+    BlockPullInfo(BlockPullInfo),
+    /// End a pull; what was pulled until then stays.
+    BlockPullAbort(BlockPullAbort),
+    /// Set how fast a pull is.
+    BlockPullSetSpeed(BlockPullSetSpeed),
+    /// Save every running domain, since the host goes down; shut down those that do not fit.
+    HostShutdown(HostShutdown),
+    /// Let those that the host's shutdown saved go on, and start those of /etc/xen/auto.
+    HostStart(HostStart),
     /// Copy a snapshot's memory image to a new file that stock `xl restore` takes.
     SnapshotExportMemory(ExportMemory),
 }
@@ -79,6 +113,9 @@ pub(crate) struct Create {
     /// Write the memory to a new file instead of the store.
     #[arg(long, value_name = "PATH", conflicts_with = "disk_only")]
     pub(crate) memory_file: Option<PathBuf>,
+    /// How the memory is kept in the store.
+    #[arg(long, value_enum, default_value_t = Format::Packed, conflicts_with = "disk_only")]
+    pub(crate) format: Format,
     /// Take what is not said here from a description of the snapshot, in the syntax of xl.cfg.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
@@ -93,6 +130,24 @@ pub(crate) struct Create {
     /// The domain [default: the one that --domain-config names].
     #[arg(required_unless_present = "domain_config")]
     pub(crate) domain: Option<String>,
+}
+
+/// How memory is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Pages once for all snapshots of the domain, compressed
+    Packed,
+    /// As the file that stock `xl restore` takes
+    Stock,
+}
+
+impl From<Format> for MemoryFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Packed => Self::Packed,
+            Format::Stock => Self::Stock,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -146,11 +201,7 @@ pub(crate) struct Revert {
 impl Revert {
     /// How the guest shall be afterwards, if that was said.
     pub(crate) fn state(&self) -> Option<GuestState> {
-        match (self.running, self.paused) {
-            (true, _) => Some(GuestState::Running),
-            (_, true) => Some(GuestState::Paused),
-            _ => None,
-        }
+        guest_state(self.running, self.paused)
     }
 }
 
@@ -184,6 +235,9 @@ impl Delete {
 
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
+    /// Read the disks of the snapshots too, and record their checksums: from then on they are compared as well.
+    #[arg(long)]
+    pub(crate) checksum: bool,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -280,6 +334,14 @@ pub(crate) struct ExportMemory {
     pub(crate) name: String,
     /// The new file.
     pub(crate) file: PathBuf,
+}
+
+fn guest_state(running: bool, paused: bool) -> Option<GuestState> {
+    match (running, paused) {
+        (true, _) => Some(GuestState::Running),
+        (_, true) => Some(GuestState::Paused),
+        _ => None,
+    }
 }
 
 /// What the commands that change something have in common.

@@ -3,25 +3,40 @@
 use comfy_table::{Table, presets};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use libxl_ext::model::record::{DomainRecord, RecordState, SnapshotRecord};
-use libxl_ext::snapshot::{Done, Host};
+use libxl_ext::Result;
+use libxl_ext::model::disk::DiskTarget;
+use libxl_ext::model::name::SnapshotId;
+use libxl_ext::model::record::{DomainRecord, MemoryProof, RecordState, SnapshotRecord};
+use libxl_ext::observe::MemoryRoom;
+use libxl_ext::snapshot::{Done, Host, ManagedSave, PullInfo};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+/// The room that each memory image takes.
+type Rooms = BTreeMap<SnapshotId, MemoryRoom>;
+
 /// What `--json` prints after a change: the plan's identity and the snapshots as they are now.
-pub(crate) fn done_json(host: &Host, done: &Done) -> Value {
-    json!({
+///
+/// # Errors
+/// As [`list_json`].
+pub(crate) fn done_json(host: &Host, done: &Done) -> Result<Value> {
+    Ok(json!({
         "operation": done.plan.operation,
         "id": done.plan.id,
         "snapshot": done.plan.snapshot,
         "notes": done.plan.notes,
         "pause_ms": done.pause.map(|pause| pause.as_secs_f64() * 1e3),
-        "now": list_json(host, &done.record),
-    })
+        "now": list_json(host, &done.record)?,
+    }))
 }
 
 /// All snapshots of a domain.
-pub(crate) fn list_json(host: &Host, record: &DomainRecord) -> Value {
+///
+/// # Errors
+/// If the store cannot be listed.
+pub(crate) fn list_json(host: &Host, record: &DomainRecord) -> Result<Value> {
+    let rooms = host.memory_rooms(record)?;
     let current = record
         .current
         .and_then(|id| record.get(id))
@@ -29,9 +44,29 @@ pub(crate) fn list_json(host: &Host, record: &DomainRecord) -> Value {
     let snapshots: Vec<_> = record
         .snapshots
         .iter()
-        .map(|snapshot| snapshot_json(host, record, snapshot))
+        .map(|snapshot| snapshot_json(host, record, snapshot, &rooms))
         .collect();
-    json!({ "domain": record.domain, "current": current, "snapshots": snapshots })
+    Ok(json!({
+        "domain": record.domain,
+        "current": current,
+        "disks_now": disks_now(record, record.snapshots.iter().rev()),
+        "snapshots": snapshots,
+    }))
+}
+
+/// Which images the disks of snapshots are now, each device once: where the domain goes on.
+fn disks_now<'a>(
+    record: &DomainRecord,
+    snapshots: impl Iterator<Item = &'a SnapshotRecord>,
+) -> Vec<DiskTarget> {
+    let mut disks: Vec<DiskTarget> = Vec::new();
+    for proof in snapshots.flat_map(|snapshot| &snapshot.disks) {
+        if disks.iter().all(|disk| disk.vdev != proof.target.vdev) {
+            disks.push(record.disk_now(&proof.target));
+        }
+    }
+    disks.sort_by(|one, other| one.vdev.cmp(&other.vdev));
+    disks
 }
 
 /// One snapshot: V6's `domain_snapshot` in libxl's JSON dialect, and beside it what we know more.
@@ -39,6 +74,7 @@ pub(crate) fn snapshot_json(
     host: &Host,
     record: &DomainRecord,
     snapshot: &SnapshotRecord,
+    rooms: &Rooms,
 ) -> Value {
     let v6 = host.domain_snapshot(&record.domain, snapshot);
     json!({
@@ -50,21 +86,74 @@ pub(crate) fn snapshot_json(
         "guest": snapshot.guest,
         "type": snapshot.guest_type,
         "memory_image": snapshot.memory,
+        "memory_room": rooms.get(&snapshot.id),
         "disk_images": snapshot.disks,
+        "disks_now": disks_now(record, [snapshot].into_iter()),
     })
 }
 
-/// The snapshots as a table, oldest first.
-pub(crate) fn table(record: &DomainRecord, zone: &TimeZone) -> String {
+/// Saved domains as a table.
+pub(crate) fn managed(all: &[ManagedSave], zone: &TimeZone) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["Name", "Created", "Guest", "Memory", "Disks", ""]);
+    table.set_header([
+        "DOMAIN", "SAVED", "TYPE", "GOES ON", "SIZE", "STORED", "STATE",
+    ]);
+    for saved in all {
+        let image = &saved.image;
+        table.add_row([
+            printable(&saved.domain),
+            time(image.saved_at, zone),
+            image.guest_type.to_string(),
+            image.guest.to_string(),
+            size(image.memory.as_ref()),
+            mebibytes(saved.room.stored),
+            saved.stale.as_deref().map_or("good".into(), printable),
+        ]);
+    }
+    lines(&table)
+}
+
+/// How a pull goes, or went, on one line.
+pub(crate) fn pull(info: &PullInfo) -> String {
+    let base = match &info.base {
+        None => "nothing".to_owned(),
+        Some(base) => base.image.display().to_string(),
+    };
+    let percent = info.cur.saturating_mul(100).checked_div(info.end);
+    let mut text = format!(
+        "{} ({}) onto {}: {}, {} of {} bytes ({}%)",
+        info.vdev,
+        info.image.display(),
+        base,
+        info.state.as_str(),
+        info.cur,
+        info.end,
+        percent.unwrap_or(100)
+    );
+    if info.bandwidth > 0 && !info.state.is_over() {
+        let _ = write!(text, ", at most {} bytes/s", info.bandwidth);
+    }
+    if let Some(why) = &info.reason {
+        let _ = write!(text, ": {why}");
+    }
+    format!("{}\n", printable(&text))
+}
+
+/// The snapshots as a table, oldest first.
+pub(crate) fn table(record: &DomainRecord, rooms: &Rooms, zone: &TimeZone) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["Name", "Created", "Guest", "Memory", "Stored", "Disks", ""]);
     for snapshot in &record.snapshots {
         table.add_row([
             snapshot.name().to_owned(),
-            created(snapshot, zone),
+            time(snapshot.snapshot.creation_time, zone),
             snapshot.guest.to_string(),
-            memory(snapshot),
+            size(snapshot.memory.as_ref()),
+            rooms
+                .get(&snapshot.id)
+                .map_or_else(|| "-".to_owned(), |room| mebibytes(room.stored)),
             vdevs(snapshot),
             remark(record, snapshot).to_owned(),
         ]);
@@ -86,7 +175,12 @@ pub(crate) fn tree(record: &DomainRecord) -> String {
 }
 
 /// One snapshot, a line for each fact.
-pub(crate) fn info(record: &DomainRecord, snapshot: &SnapshotRecord, zone: &TimeZone) -> String {
+pub(crate) fn info(
+    record: &DomainRecord,
+    snapshot: &SnapshotRecord,
+    room: Option<MemoryRoom>,
+    zone: &TimeZone,
+) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     let mut row = |name: &str, value: String| {
@@ -98,7 +192,7 @@ pub(crate) fn info(record: &DomainRecord, snapshot: &SnapshotRecord, zone: &Time
         "Description",
         printable(snapshot.snapshot.description.as_deref().unwrap_or("-")),
     );
-    row("Created", created(snapshot, zone));
+    row("Created", time(snapshot.snapshot.creation_time, zone));
     row(
         "Guest",
         format!("{}, {}", snapshot.guest_type, snapshot.guest),
@@ -125,7 +219,23 @@ pub(crate) fn info(record: &DomainRecord, snapshot: &SnapshotRecord, zone: &Time
             children.join(", ")
         },
     );
-    row("Memory", memory(snapshot));
+    row("Memory", size(snapshot.memory.as_ref()));
+    if let Some(room) = room {
+        let stored = mebibytes(room.stored);
+        let alone = mebibytes(room.alone);
+        row(
+            "Stored",
+            if snapshot
+                .memory
+                .as_ref()
+                .is_some_and(|it| it.packed.is_some())
+            {
+                format!("{stored}, of which no other snapshot needs {alone}")
+            } else {
+                stored
+            },
+        );
+    }
     for proof in &snapshot.disks {
         row(
             "Disk",
@@ -135,6 +245,12 @@ pub(crate) fn info(record: &DomainRecord, snapshot: &SnapshotRecord, zone: &Time
                 proof.kind,
                 proof.target.image.display()
             ),
+        );
+    }
+    for disk in disks_now(record, [snapshot].into_iter()) {
+        row(
+            "Disk now",
+            format!("{} {}", disk.vdev, disk.image.display()),
         );
     }
     if snapshot.state == RecordState::Deleting {
@@ -169,8 +285,8 @@ fn remark(record: &DomainRecord, snapshot: &SnapshotRecord) -> &'static str {
     }
 }
 
-fn created(snapshot: &SnapshotRecord, zone: &TimeZone) -> String {
-    i64::try_from(snapshot.snapshot.creation_time)
+fn time(seconds: u64, zone: &TimeZone) -> String {
+    i64::try_from(seconds)
         .ok()
         .and_then(|seconds| Timestamp::from_second(seconds).ok())
         .map_or_else(
@@ -183,13 +299,15 @@ fn created(snapshot: &SnapshotRecord, zone: &TimeZone) -> String {
         )
 }
 
-fn memory(snapshot: &SnapshotRecord) -> String {
+fn size(memory: Option<&MemoryProof>) -> String {
+    memory.map_or_else(|| "-".to_owned(), |proof| mebibytes(proof.bytes))
+}
+
+fn mebibytes(bytes: u64) -> String {
     // The rounding of a display.
     #[allow(clippy::cast_precision_loss)]
-    snapshot.memory.as_ref().map_or_else(
-        || "-".to_owned(),
-        |proof| format!("{:.1} MiB", proof.bytes as f64 / f64::from(1 << 20)),
-    )
+    let mebibytes = bytes as f64 / f64::from(1 << 20);
+    format!("{mebibytes:.1} MiB")
 }
 
 fn vdevs(snapshot: &SnapshotRecord) -> String {
@@ -215,18 +333,18 @@ fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use libxl_ext::model::disk::{DiskKind, ImageFormat};
     use libxl_ext::model::domain::{GuestState, GuestType};
+    use libxl_ext::model::layer::Layer;
     use libxl_ext::model::name::SnapshotId;
-    use libxl_ext::model::record::MemoryProof;
+    use libxl_ext::model::record::{DiskProof, MemoryProof};
     use libxl_ext::types::DomainSnapshot;
+    use std::path::Path;
 
     fn record() -> DomainRecord {
         let mut domain = DomainRecord::new("web1");
         for (number, name) in [(1_u64, "installed"), (2, "été"), (3, "-rf")] {
-            let memory = MemoryProof {
-                bytes: number << 27,
-                xxh3: String::new(),
-            };
+            let memory = MemoryProof::plain(number << 27, "");
             domain.add(SnapshotRecord {
                 id: SnapshotId::random(),
                 parent: None,
@@ -243,6 +361,7 @@ mod tests {
                 memory: (number != 3).then_some(memory),
                 disks: Vec::new(),
                 configuration: None,
+                contents: std::collections::BTreeMap::new(),
             });
         }
         domain.mark_deleting(&[domain.snapshots[1].id]);
@@ -250,9 +369,54 @@ mod tests {
         domain
     }
 
+    /// A configuration file is to name it, where `xl-ext` is not `xl`.
+    #[test]
+    fn it_is_said_which_image_a_disk_is_now() {
+        let mut domain = record();
+        let disk = |path: &str, format| DiskTarget {
+            vdev: "xvda".into(),
+            image: Path::new(path).into(),
+            format,
+        };
+        let base = disk("/i/a.raw", ImageFormat::Raw);
+        let now = |domain: &DomainRecord| disks_now(domain, domain.snapshots.iter());
+        for snapshot in &mut domain.snapshots {
+            snapshot.disks.push(DiskProof {
+                target: base.clone(),
+                kind: DiskKind::External,
+                stamp: None,
+            });
+        }
+        assert_eq!(now(&domain), std::slice::from_ref(&base));
+        domain.add_layers(&[Layer {
+            vdev: "xvda".into(),
+            image: Path::new("/i/layer").into(),
+            backing: Some((&base).into()),
+            below_written: None,
+            base: (&base).into(),
+            active: true,
+            merging: None,
+        }]);
+        let layer = disk("/i/layer", ImageFormat::Qcow2);
+        assert_eq!(now(&domain), std::slice::from_ref(&layer));
+        let text = info(&domain, &domain.snapshots[0], None, &TimeZone::UTC);
+        let lines: Vec<_> = text.lines().filter(|line| line.contains("Disk")).collect();
+        insta::assert_snapshot!(lines.join("\n"), @r"
+        Disk:         xvda external, /i/a.raw
+        Disk now:     xvda /i/layer
+        ");
+    }
+
     #[test]
     fn a_table_has_a_line_for_each_snapshot() {
-        insta::assert_snapshot!(table(&record(), &TimeZone::UTC));
+        let record = record();
+        let with_memory = record.snapshots.iter().filter(|it| it.memory.is_some());
+        let room = MemoryRoom {
+            stored: 7 << 20,
+            alone: 1 << 20,
+        };
+        let rooms = with_memory.map(|it| (it.id, room)).collect();
+        insta::assert_snapshot!(table(&record, &rooms, &TimeZone::UTC));
     }
 
     #[test]
@@ -263,7 +427,11 @@ mod tests {
     #[test]
     fn what_a_user_wrote_cannot_drive_the_terminal() {
         let record = record();
-        let text = info(&record, &record.snapshots[1], &TimeZone::UTC);
+        let room = MemoryRoom {
+            stored: 7 << 20,
+            alone: 1 << 20,
+        };
+        let text = info(&record, &record.snapshots[1], Some(room), &TimeZone::UTC);
         assert!(!text.contains('\u{1b}'));
         insta::assert_snapshot!(text);
     }

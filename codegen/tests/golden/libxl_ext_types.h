@@ -93,12 +93,51 @@ void libxl_domain_snapshot_init(libxl_domain_snapshot *p);
 char *libxl_domain_snapshot_to_json(libxl_ctx *ctx, libxl_domain_snapshot *p);
 int libxl_domain_snapshot_from_json(libxl_ctx *ctx, libxl_domain_snapshot *p, const char *s);
 
+/* Flags of `libxl_domain_block_pull`, to be combined with a bitwise or. */
+typedef enum libxl_block_pull {
+    /* All that the disk lacks is copied in the background. */
+    LIBXL_DOMAIN_BLOCK_PULL_CONTINUOUS = 1,
+} libxl_block_pull;
+char *libxl_block_pull_to_json(libxl_ctx *ctx, libxl_block_pull p);
+int libxl_block_pull_from_json(libxl_ctx *ctx, libxl_block_pull *p, const char *s);
+const char *libxl_block_pull_to_string(libxl_block_pull p);
+int libxl_block_pull_from_string(const char *s, libxl_block_pull *e);
+extern libxl_enum_string_table libxl_block_pull_string_table[];
+
+/* How far a pull is: `cur` goes from 0 to `end`, which is reached when it is completed. */
+typedef struct libxl_domain_block_pull_info {
+    uint64_t cur;
+    uint64_t end;
+} libxl_domain_block_pull_info;
+void libxl_domain_block_pull_info_dispose(libxl_domain_block_pull_info *p);
+void libxl_domain_block_pull_info_copy(libxl_ctx *ctx, libxl_domain_block_pull_info *dst, const libxl_domain_block_pull_info *src);
+void libxl_domain_block_pull_info_init(libxl_domain_block_pull_info *p);
+char *libxl_domain_block_pull_info_to_json(libxl_ctx *ctx, libxl_domain_block_pull_info *p);
+int libxl_domain_block_pull_info_from_json(libxl_ctx *ctx, libxl_domain_block_pull_info *p, const char *s);
+
+/* How a pull ended. */
+typedef enum libxl_block_pull_status {
+    /* The disk does not need the images below it any more. */
+    LIBXL_BLOCK_PULL_STATUS_COMPLETED = 1,
+    /* It still does. What was copied until then stays. */
+    LIBXL_BLOCK_PULL_STATUS_FAILED = 2,
+    /* The same, because somebody aborted it. */
+    LIBXL_BLOCK_PULL_STATUS_ABORTED = 3,
+} libxl_block_pull_status;
+char *libxl_block_pull_status_to_json(libxl_ctx *ctx, libxl_block_pull_status p);
+int libxl_block_pull_status_from_json(libxl_ctx *ctx, libxl_block_pull_status *p, const char *s);
+const char *libxl_block_pull_status_to_string(libxl_block_pull_status p);
+int libxl_block_pull_status_from_string(const char *s, libxl_block_pull_status *e);
+extern libxl_enum_string_table libxl_block_pull_status_string_table[];
+
 /* What an event of `libxl_ext_event_check` tells. */
 typedef enum libxl_ext_event_type {
     /* An asynchronous operation has ended. */
     LIBXL_EXT_EVENT_TYPE_OPERATION_COMPLETE = 1,
     /* An operation goes on, and its caller wanted to know. */
     LIBXL_EXT_EVENT_TYPE_OPERATION_PROGRESS = 2,
+    /* A pull has ended, and `libxl_ext_evenable_block_pull` was called for its disk. */
+    LIBXL_EXT_EVENT_TYPE_BLOCK_PULL = 3,
 } libxl_ext_event_type;
 char *libxl_ext_event_type_to_json(libxl_ctx *ctx, libxl_ext_event_type p);
 int libxl_ext_event_type_from_json(libxl_ctx *ctx, libxl_ext_event_type *p, const char *s);
@@ -127,6 +166,17 @@ typedef struct libxl_ext_event {
             uint64_t total;
             bool bytes;
         } operation_progress;
+        struct {
+            /*
+             * The domain and the disk, as they were named when the event was asked for. NULL if the process that
+             * waited for it was killed.
+             */
+            char *domain;
+            char *path;
+            libxl_block_pull_status status;
+            /* Why it failed, in words for a person. */
+            char *reason;
+        } block_pull;
     } u;
 } libxl_ext_event;
 void libxl_ext_event_dispose(libxl_ext_event *p);

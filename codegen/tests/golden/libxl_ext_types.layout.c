@@ -26,6 +26,11 @@ int main(void)
     MEMBER(libxl_domain_snapshot, memory_file);
     MEMBER(libxl_domain_snapshot, num_disks);
     MEMBER(libxl_domain_snapshot, disks);
+    TYPE(libxl_block_pull);
+    TYPE(libxl_domain_block_pull_info);
+    MEMBER(libxl_domain_block_pull_info, cur);
+    MEMBER(libxl_domain_block_pull_info, end);
+    TYPE(libxl_block_pull_status);
     TYPE(libxl_ext_event_type);
     TYPE(libxl_ext_event);
     MEMBER(libxl_ext_event, for_user);
@@ -38,5 +43,10 @@ int main(void)
     MEMBER(libxl_ext_event, u.operation_progress.done);
     MEMBER(libxl_ext_event, u.operation_progress.total);
     MEMBER(libxl_ext_event, u.operation_progress.bytes);
+    MEMBER(libxl_ext_event, u.block_pull);
+    MEMBER(libxl_ext_event, u.block_pull.domain);
+    MEMBER(libxl_ext_event, u.block_pull.path);
+    MEMBER(libxl_ext_event, u.block_pull.status);
+    MEMBER(libxl_ext_event, u.block_pull.reason);
     return 0;
 }

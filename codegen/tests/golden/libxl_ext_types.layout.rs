@@ -42,6 +42,11 @@ pub const LAYOUT: &[(&str, usize, usize)] = {
         member!("libxl_domain_snapshot.memory_file", libxl_domain_snapshot, memory_file),
         member!("libxl_domain_snapshot.num_disks", libxl_domain_snapshot, num_disks),
         member!("libxl_domain_snapshot.disks", libxl_domain_snapshot, disks),
+        ty!("libxl_block_pull", libxl_block_pull),
+        ty!("libxl_domain_block_pull_info", libxl_domain_block_pull_info),
+        member!("libxl_domain_block_pull_info.cur", libxl_domain_block_pull_info, cur),
+        member!("libxl_domain_block_pull_info.end", libxl_domain_block_pull_info, end),
+        ty!("libxl_block_pull_status", libxl_block_pull_status),
         ty!("libxl_ext_event_type", libxl_ext_event_type),
         ty!("libxl_ext_event", libxl_ext_event),
         member!("libxl_ext_event.for_user", libxl_ext_event, for_user),
@@ -54,5 +59,10 @@ pub const LAYOUT: &[(&str, usize, usize)] = {
         member!("libxl_ext_event.u.operation_progress.done", libxl_ext_event, u.operation_progress.done),
         member!("libxl_ext_event.u.operation_progress.total", libxl_ext_event, u.operation_progress.total),
         member!("libxl_ext_event.u.operation_progress.bytes", libxl_ext_event, u.operation_progress.bytes),
+        member!("libxl_ext_event.u.block_pull", libxl_ext_event, u.block_pull),
+        member!("libxl_ext_event.u.block_pull.domain", libxl_ext_event, u.block_pull.domain),
+        member!("libxl_ext_event.u.block_pull.path", libxl_ext_event, u.block_pull.path),
+        member!("libxl_ext_event.u.block_pull.status", libxl_ext_event, u.block_pull.status),
+        member!("libxl_ext_event.u.block_pull.reason", libxl_ext_event, u.block_pull.reason),
     ]
 };

@@ -424,6 +424,208 @@ impl<'de> ::serde::Deserialize<'de> for DomainSnapshot {
         Ok(this)
     }
 }
+/// Flags of `libxl_domain_block_pull`, to be combined with a bitwise or.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(i32)]
+pub enum BlockPull {
+    /// All that the disk lacks is copied in the background.
+    Continuous = 1,
+}
+impl BlockPull {
+    /// All values, in the order of their definition.
+    pub const ALL: &[Self] = &[Self::Continuous];
+    /// The name, as libxl prints it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Continuous => "continuous",
+        }
+    }
+    /// The value with this name, in upper or lower case.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|value| value.as_str().eq_ignore_ascii_case(name))
+    }
+    /// The number that stands for it in C.
+    pub const fn as_raw(self) -> i32 {
+        self as i32
+    }
+}
+impl ::core::fmt::Display for BlockPull {
+    fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+impl ::core::str::FromStr for BlockPull {
+    type Err = libxl_idl_builtin::UnknownName;
+    fn from_str(name: &str) -> Result<Self, libxl_idl_builtin::UnknownName> {
+        Self::from_name(name)
+            .ok_or_else(|| libxl_idl_builtin::UnknownName {
+                enumeration: "libxl_block_pull",
+                name: name.to_owned(),
+            })
+    }
+}
+impl TryFrom<i32> for BlockPull {
+    type Error = libxl_idl_builtin::UnknownValue;
+    fn try_from(value: i32) -> Result<Self, libxl_idl_builtin::UnknownValue> {
+        match value {
+            1 => Ok(Self::Continuous),
+            _ => {
+                Err(libxl_idl_builtin::UnknownValue {
+                    enumeration: "libxl_block_pull",
+                    value: i64::from(value),
+                })
+            }
+        }
+    }
+}
+impl ::serde::Serialize for BlockPull {
+    fn serialize<S: ::serde::Serializer>(
+        &self,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+impl<'de> ::serde::Deserialize<'de> for BlockPull {
+    fn deserialize<D: ::serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Self, D::Error> {
+        let name = <String as ::serde::Deserialize>::deserialize(deserializer)?;
+        Self::from_name(&name)
+            .ok_or_else(|| {
+                <D::Error as ::serde::de::Error>::invalid_value(
+                    ::serde::de::Unexpected::Str(&name),
+                    &"the name of a `libxl_block_pull`",
+                )
+            })
+    }
+}
+/// How far a pull is: `cur` goes from 0 to `end`, which is reached when it is completed.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct DomainBlockPullInfo {
+    /// `libxl_domain_block_pull_info.cur`
+    pub cur: u64,
+    /// `libxl_domain_block_pull_info.end`
+    pub end: u64,
+}
+impl ::serde::Serialize for DomainBlockPullInfo {
+    fn serialize<S: ::serde::Serializer>(
+        &self,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if self.cur != 0 {
+            ::serde::ser::SerializeMap::serialize_entry(&mut map, "cur", &self.cur)?;
+        }
+        if self.end != 0 {
+            ::serde::ser::SerializeMap::serialize_entry(&mut map, "end", &self.end)?;
+        }
+        ::serde::ser::SerializeMap::end(map)
+    }
+}
+impl<'de> ::serde::Deserialize<'de> for DomainBlockPullInfo {
+    fn deserialize<D: ::serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Self, D::Error> {
+        let object = <libxl_idl_builtin::json::Object as ::serde::Deserialize>::deserialize(
+            deserializer,
+        )?;
+        let mut this = Self::default();
+        if let Some(value) = object.get("cur", libxl_idl_builtin::json::Kinds::INTEGER)?
+        {
+            this.cur = value;
+        }
+        if let Some(value) = object.get("end", libxl_idl_builtin::json::Kinds::INTEGER)?
+        {
+            this.end = value;
+        }
+        Ok(this)
+    }
+}
+/// How a pull ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(i32)]
+pub enum BlockPullStatus {
+    /// The disk does not need the images below it any more.
+    Completed = 1,
+    /// It still does. What was copied until then stays.
+    Failed = 2,
+    /// The same, because somebody aborted it.
+    Aborted = 3,
+}
+impl BlockPullStatus {
+    /// All values, in the order of their definition.
+    pub const ALL: &[Self] = &[Self::Completed, Self::Failed, Self::Aborted];
+    /// The name, as libxl prints it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Aborted => "aborted",
+        }
+    }
+    /// The value with this name, in upper or lower case.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|value| value.as_str().eq_ignore_ascii_case(name))
+    }
+    /// The number that stands for it in C.
+    pub const fn as_raw(self) -> i32 {
+        self as i32
+    }
+}
+impl ::core::fmt::Display for BlockPullStatus {
+    fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+impl ::core::str::FromStr for BlockPullStatus {
+    type Err = libxl_idl_builtin::UnknownName;
+    fn from_str(name: &str) -> Result<Self, libxl_idl_builtin::UnknownName> {
+        Self::from_name(name)
+            .ok_or_else(|| libxl_idl_builtin::UnknownName {
+                enumeration: "libxl_block_pull_status",
+                name: name.to_owned(),
+            })
+    }
+}
+impl TryFrom<i32> for BlockPullStatus {
+    type Error = libxl_idl_builtin::UnknownValue;
+    fn try_from(value: i32) -> Result<Self, libxl_idl_builtin::UnknownValue> {
+        match value {
+            1 => Ok(Self::Completed),
+            2 => Ok(Self::Failed),
+            3 => Ok(Self::Aborted),
+            _ => {
+                Err(libxl_idl_builtin::UnknownValue {
+                    enumeration: "libxl_block_pull_status",
+                    value: i64::from(value),
+                })
+            }
+        }
+    }
+}
+impl ::serde::Serialize for BlockPullStatus {
+    fn serialize<S: ::serde::Serializer>(
+        &self,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+impl<'de> ::serde::Deserialize<'de> for BlockPullStatus {
+    fn deserialize<D: ::serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Self, D::Error> {
+        let name = <String as ::serde::Deserialize>::deserialize(deserializer)?;
+        Self::from_name(&name)
+            .ok_or_else(|| {
+                <D::Error as ::serde::de::Error>::invalid_value(
+                    ::serde::de::Unexpected::Str(&name),
+                    &"the name of a `libxl_block_pull_status`",
+                )
+            })
+    }
+}
 /// What an event of `libxl_ext_event_check` tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(i32)]
@@ -432,15 +634,22 @@ pub enum ExtEventType {
     OperationComplete = 1,
     /// An operation goes on, and its caller wanted to know.
     OperationProgress = 2,
+    /// A pull has ended, and `libxl_ext_evenable_block_pull` was called for its disk.
+    BlockPull = 3,
 }
 impl ExtEventType {
     /// All values, in the order of their definition.
-    pub const ALL: &[Self] = &[Self::OperationComplete, Self::OperationProgress];
+    pub const ALL: &[Self] = &[
+        Self::OperationComplete,
+        Self::OperationProgress,
+        Self::BlockPull,
+    ];
     /// The name, as libxl prints it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::OperationComplete => "operation_complete",
             Self::OperationProgress => "operation_progress",
+            Self::BlockPull => "block_pull",
         }
     }
     /// The value with this name, in upper or lower case.
@@ -473,6 +682,7 @@ impl TryFrom<i32> for ExtEventType {
         match value {
             1 => Ok(Self::OperationComplete),
             2 => Ok(Self::OperationProgress),
+            3 => Ok(Self::BlockPull),
             _ => {
                 Err(libxl_idl_builtin::UnknownValue {
                     enumeration: "libxl_ext_event_type",
@@ -541,6 +751,13 @@ impl ::serde::Serialize for ExtEvent {
                     value,
                 )?;
             }
+            ExtEventU::BlockPull(value) => {
+                ::serde::ser::SerializeMap::serialize_entry(
+                    &mut map,
+                    "type.block_pull",
+                    value,
+                )?;
+            }
             _ => {}
         }
         ::serde::ser::SerializeMap::end(map)
@@ -559,7 +776,14 @@ impl<'de> ::serde::Deserialize<'de> for ExtEvent {
         {
             this.for_user = value;
         }
-        object.at_most_one_of(&["type.operation_complete", "type.operation_progress"])?;
+        object
+            .at_most_one_of(
+                &[
+                    "type.operation_complete",
+                    "type.operation_progress",
+                    "type.block_pull",
+                ],
+            )?;
         if let Some(value) = object
             .get("type.operation_complete", libxl_idl_builtin::json::Kinds::MAP)?
         {
@@ -569,6 +793,11 @@ impl<'de> ::serde::Deserialize<'de> for ExtEvent {
             .get("type.operation_progress", libxl_idl_builtin::json::Kinds::MAP)?
         {
             this.u = ExtEventU::OperationProgress(value);
+        }
+        if let Some(value) = object
+            .get("type.block_pull", libxl_idl_builtin::json::Kinds::MAP)?
+        {
+            this.u = ExtEventU::BlockPull(value);
         }
         Ok(this)
     }
@@ -580,6 +809,8 @@ pub enum ExtEventU {
     OperationComplete(ExtEventUOperationComplete),
     /// An operation goes on, and its caller wanted to know.
     OperationProgress(ExtEventUOperationProgress),
+    /// A pull has ended, and `libxl_ext_evenable_block_pull` was called for its disk.
+    BlockPull(ExtEventUBlockPull),
     /// Not set yet: the key has the value zero, which means nothing.
     #[default]
     Unset,
@@ -590,6 +821,7 @@ impl ExtEventU {
         match self {
             Self::OperationComplete(_) => Some(ExtEventType::OperationComplete),
             Self::OperationProgress(_) => Some(ExtEventType::OperationProgress),
+            Self::BlockPull(_) => Some(ExtEventType::BlockPull),
             Self::Unset => None,
         }
     }
@@ -602,6 +834,7 @@ impl ExtEventU {
             ExtEventType::OperationProgress => {
                 Self::OperationProgress(<ExtEventUOperationProgress>::default())
             }
+            ExtEventType::BlockPull => Self::BlockPull(<ExtEventUBlockPull>::default()),
         }
     }
 }
@@ -702,6 +935,95 @@ impl<'de> ::serde::Deserialize<'de> for ExtEventUOperationProgress {
         Ok(this)
     }
 }
+/// libxl's `libxl_ext_event_u_block_pull`.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct ExtEventUBlockPull {
+    /// The domain and the disk, as they were named when the event was asked for. NULL if the process that
+    /// waited for it was killed.
+    pub domain: libxl_idl_builtin::CText,
+    /// `libxl_ext_event_u_block_pull.path`
+    pub path: libxl_idl_builtin::CText,
+    /// `libxl_ext_event_u_block_pull.status`
+    pub status: Option<BlockPullStatus>,
+    /// Why it failed, in words for a person.
+    pub reason: libxl_idl_builtin::CText,
+}
+impl ::serde::Serialize for ExtEventUBlockPull {
+    fn serialize<S: ::serde::Serializer>(
+        &self,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if !libxl_idl_builtin::IsDefault::is_default(&self.domain) {
+            ::serde::ser::SerializeMap::serialize_entry(
+                &mut map,
+                "domain",
+                &self.domain,
+            )?;
+        }
+        if !libxl_idl_builtin::IsDefault::is_default(&self.path) {
+            ::serde::ser::SerializeMap::serialize_entry(&mut map, "path", &self.path)?;
+        }
+        if self.status.is_some() {
+            ::serde::ser::SerializeMap::serialize_entry(
+                &mut map,
+                "status",
+                &self.status,
+            )?;
+        }
+        if !libxl_idl_builtin::IsDefault::is_default(&self.reason) {
+            ::serde::ser::SerializeMap::serialize_entry(
+                &mut map,
+                "reason",
+                &self.reason,
+            )?;
+        }
+        ::serde::ser::SerializeMap::end(map)
+    }
+}
+impl<'de> ::serde::Deserialize<'de> for ExtEventUBlockPull {
+    fn deserialize<D: ::serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Self, D::Error> {
+        let object = <libxl_idl_builtin::json::Object as ::serde::Deserialize>::deserialize(
+            deserializer,
+        )?;
+        let mut this = Self::default();
+        if let Some(value) = object
+            .get(
+                "domain",
+                libxl_idl_builtin::json::Kinds::STRING
+                    | libxl_idl_builtin::json::Kinds::NULL,
+            )?
+        {
+            this.domain = value;
+        }
+        if let Some(value) = object
+            .get(
+                "path",
+                libxl_idl_builtin::json::Kinds::STRING
+                    | libxl_idl_builtin::json::Kinds::NULL,
+            )?
+        {
+            this.path = value;
+        }
+        if let Some(value) = object
+            .get("status", libxl_idl_builtin::json::Kinds::STRING)?
+        {
+            this.status = Some(value);
+        }
+        if let Some(value) = object
+            .get(
+                "reason",
+                libxl_idl_builtin::json::Kinds::STRING
+                    | libxl_idl_builtin::json::Kinds::NULL,
+            )?
+        {
+            this.reason = value;
+        }
+        Ok(this)
+    }
+}
 /// Mirrors of the C types, with the same layout and under the same names.
 #[allow(non_camel_case_types)]
 pub mod ffi {
@@ -759,12 +1081,35 @@ pub mod ffi {
         /// The disks in it.
         pub disks: *mut libxl_disk_snapshot,
     }
+    /// Flags of `libxl_domain_block_pull`, to be combined with a bitwise or.
+    pub type libxl_block_pull = ::core::ffi::c_uint;
+    /// All that the disk lacks is copied in the background.
+    pub const LIBXL_DOMAIN_BLOCK_PULL_CONTINUOUS: libxl_block_pull = 1;
+    /// How far a pull is: `cur` goes from 0 to `end`, which is reached when it is completed.
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    pub struct libxl_domain_block_pull_info {
+        /// `libxl_domain_block_pull_info.cur`
+        pub cur: u64,
+        /// `libxl_domain_block_pull_info.end`
+        pub end: u64,
+    }
+    /// How a pull ended.
+    pub type libxl_block_pull_status = ::core::ffi::c_uint;
+    /// The disk does not need the images below it any more.
+    pub const LIBXL_BLOCK_PULL_STATUS_COMPLETED: libxl_block_pull_status = 1;
+    /// It still does. What was copied until then stays.
+    pub const LIBXL_BLOCK_PULL_STATUS_FAILED: libxl_block_pull_status = 2;
+    /// The same, because somebody aborted it.
+    pub const LIBXL_BLOCK_PULL_STATUS_ABORTED: libxl_block_pull_status = 3;
     /// What an event of `libxl_ext_event_check` tells.
     pub type libxl_ext_event_type = ::core::ffi::c_uint;
     /// An asynchronous operation has ended.
     pub const LIBXL_EXT_EVENT_TYPE_OPERATION_COMPLETE: libxl_ext_event_type = 1;
     /// An operation goes on, and its caller wanted to know.
     pub const LIBXL_EXT_EVENT_TYPE_OPERATION_PROGRESS: libxl_ext_event_type = 2;
+    /// A pull has ended, and `libxl_ext_evenable_block_pull` was called for its disk.
+    pub const LIBXL_EXT_EVENT_TYPE_BLOCK_PULL: libxl_ext_event_type = 3;
     /// An event. `for_user` is what the caller gave in `u.for_event` of its `libxl_asyncop_how`, or in
     /// `for_event` of its `libxl_ext_asyncprogress_how`.
     #[repr(C)]
@@ -785,6 +1130,8 @@ pub mod ffi {
         pub operation_complete: libxl_ext_event_u_operation_complete,
         /// `libxl_ext_event_u.operation_progress`
         pub operation_progress: libxl_ext_event_u_operation_progress,
+        /// `libxl_ext_event_u.block_pull`
+        pub block_pull: libxl_ext_event_u_block_pull,
     }
     /// `libxl_ext_event_u_operation_complete`
     #[repr(C)]
@@ -805,6 +1152,20 @@ pub mod ffi {
         pub total: u64,
         /// `libxl_ext_event_u_operation_progress.bytes`
         pub bytes: bool,
+    }
+    /// `libxl_ext_event_u_block_pull`
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    pub struct libxl_ext_event_u_block_pull {
+        /// The domain and the disk, as they were named when the event was asked for. NULL if the process that
+        /// waited for it was killed.
+        pub domain: *mut ::core::ffi::c_char,
+        /// `libxl_ext_event_u_block_pull.path`
+        pub path: *mut ::core::ffi::c_char,
+        /// `libxl_ext_event_u_block_pull.status`
+        pub status: libxl_block_pull_status,
+        /// Why it failed, in words for a person.
+        pub reason: *mut ::core::ffi::c_char,
     }
 }
 
@@ -1105,6 +1466,95 @@ mod c_values {
             }
         }
     }
+    unsafe impl libxl_idl_builtin::CValue for BlockPull {
+        type C = ffi::libxl_block_pull;
+        unsafe fn read(c: &Self::C) -> Result<Self, libxl_idl_builtin::CValueError> {
+            match *c {
+                ffi::LIBXL_DOMAIN_BLOCK_PULL_CONTINUOUS => Ok(Self::Continuous),
+                value => {
+                    Err(
+                        libxl_idl_builtin::UnknownValue {
+                            enumeration: "libxl_block_pull",
+                            value: i64::from(value),
+                        }
+                            .into(),
+                    )
+                }
+            }
+        }
+        fn write(&self, c: &mut Self::C) -> Result<(), libxl_idl_builtin::CValueError> {
+            *c = match self {
+                Self::Continuous => ffi::LIBXL_DOMAIN_BLOCK_PULL_CONTINUOUS,
+            };
+            Ok(())
+        }
+        unsafe fn copy(from: &Self::C, to: &mut Self::C) {
+            *to = *from;
+        }
+        unsafe fn dispose(_: &mut Self::C) {}
+    }
+    #[allow(unused_variables)]
+    unsafe impl libxl_idl_builtin::CValue for DomainBlockPullInfo {
+        type C = ffi::libxl_domain_block_pull_info;
+        unsafe fn read(c: &Self::C) -> Result<Self, libxl_idl_builtin::CValueError> {
+            Ok(Self {
+                cur: unsafe { <u64 as libxl_idl_builtin::CValue>::read(&c.cur)? },
+                end: unsafe { <u64 as libxl_idl_builtin::CValue>::read(&c.end)? },
+            })
+        }
+        fn write(&self, c: &mut Self::C) -> Result<(), libxl_idl_builtin::CValueError> {
+            <u64 as libxl_idl_builtin::CValue>::write(&self.cur, &mut c.cur)?;
+            <u64 as libxl_idl_builtin::CValue>::write(&self.end, &mut c.end)?;
+            Ok(())
+        }
+        unsafe fn copy(from: &Self::C, to: &mut Self::C) {
+            unsafe {
+                <u64 as libxl_idl_builtin::CValue>::copy(&from.cur, &mut to.cur);
+            }
+            unsafe {
+                <u64 as libxl_idl_builtin::CValue>::copy(&from.end, &mut to.end);
+            }
+        }
+        unsafe fn dispose(c: &mut Self::C) {
+            unsafe {
+                <u64 as libxl_idl_builtin::CValue>::dispose(&mut c.cur);
+            }
+            unsafe {
+                <u64 as libxl_idl_builtin::CValue>::dispose(&mut c.end);
+            }
+        }
+    }
+    unsafe impl libxl_idl_builtin::CValue for BlockPullStatus {
+        type C = ffi::libxl_block_pull_status;
+        unsafe fn read(c: &Self::C) -> Result<Self, libxl_idl_builtin::CValueError> {
+            match *c {
+                ffi::LIBXL_BLOCK_PULL_STATUS_COMPLETED => Ok(Self::Completed),
+                ffi::LIBXL_BLOCK_PULL_STATUS_FAILED => Ok(Self::Failed),
+                ffi::LIBXL_BLOCK_PULL_STATUS_ABORTED => Ok(Self::Aborted),
+                value => {
+                    Err(
+                        libxl_idl_builtin::UnknownValue {
+                            enumeration: "libxl_block_pull_status",
+                            value: i64::from(value),
+                        }
+                            .into(),
+                    )
+                }
+            }
+        }
+        fn write(&self, c: &mut Self::C) -> Result<(), libxl_idl_builtin::CValueError> {
+            *c = match self {
+                Self::Completed => ffi::LIBXL_BLOCK_PULL_STATUS_COMPLETED,
+                Self::Failed => ffi::LIBXL_BLOCK_PULL_STATUS_FAILED,
+                Self::Aborted => ffi::LIBXL_BLOCK_PULL_STATUS_ABORTED,
+            };
+            Ok(())
+        }
+        unsafe fn copy(from: &Self::C, to: &mut Self::C) {
+            *to = *from;
+        }
+        unsafe fn dispose(_: &mut Self::C) {}
+    }
     unsafe impl libxl_idl_builtin::CValue for ExtEventType {
         type C = ffi::libxl_ext_event_type;
         unsafe fn read(c: &Self::C) -> Result<Self, libxl_idl_builtin::CValueError> {
@@ -1115,6 +1565,7 @@ mod c_values {
                 ffi::LIBXL_EXT_EVENT_TYPE_OPERATION_PROGRESS => {
                     Ok(Self::OperationProgress)
                 }
+                ffi::LIBXL_EXT_EVENT_TYPE_BLOCK_PULL => Ok(Self::BlockPull),
                 value => {
                     Err(
                         libxl_idl_builtin::UnknownValue {
@@ -1130,6 +1581,7 @@ mod c_values {
             *c = match self {
                 Self::OperationComplete => ffi::LIBXL_EXT_EVENT_TYPE_OPERATION_COMPLETE,
                 Self::OperationProgress => ffi::LIBXL_EXT_EVENT_TYPE_OPERATION_PROGRESS,
+                Self::BlockPull => ffi::LIBXL_EXT_EVENT_TYPE_BLOCK_PULL,
             };
             Ok(())
         }
@@ -1158,6 +1610,13 @@ mod c_values {
                         ExtEventU::OperationProgress(unsafe {
                             <ExtEventUOperationProgress as libxl_idl_builtin::CValue>::read(
                                 &c.u.operation_progress,
+                            )?
+                        })
+                    }
+                    ffi::LIBXL_EXT_EVENT_TYPE_BLOCK_PULL => {
+                        ExtEventU::BlockPull(unsafe {
+                            <ExtEventUBlockPull as libxl_idl_builtin::CValue>::read(
+                                &c.u.block_pull,
                             )?
                         })
                     }
@@ -1191,6 +1650,13 @@ mod c_values {
                         unsafe { &mut c.u.operation_progress },
                     )?;
                 }
+                ExtEventU::BlockPull(value) => {
+                    c.r#type = ffi::LIBXL_EXT_EVENT_TYPE_BLOCK_PULL;
+                    <ExtEventUBlockPull as libxl_idl_builtin::CValue>::write(
+                        value,
+                        unsafe { &mut c.u.block_pull },
+                    )?;
+                }
                 ExtEventU::Unset => c.r#type = 0,
             }
             Ok(())
@@ -1220,6 +1686,14 @@ mod c_values {
                         )
                     }
                 }
+                ffi::LIBXL_EXT_EVENT_TYPE_BLOCK_PULL => {
+                    unsafe {
+                        <ExtEventUBlockPull as libxl_idl_builtin::CValue>::copy(
+                            &from.u.block_pull,
+                            &mut to.u.block_pull,
+                        )
+                    }
+                }
                 _ => {}
             }
         }
@@ -1239,6 +1713,13 @@ mod c_values {
                     unsafe {
                         <ExtEventUOperationProgress as libxl_idl_builtin::CValue>::dispose(
                             &mut c.u.operation_progress,
+                        )
+                    }
+                }
+                ffi::LIBXL_EXT_EVENT_TYPE_BLOCK_PULL => {
+                    unsafe {
+                        <ExtEventUBlockPull as libxl_idl_builtin::CValue>::dispose(
+                            &mut c.u.block_pull,
                         )
                     }
                 }
@@ -1325,6 +1806,106 @@ mod c_values {
             }
             unsafe {
                 <bool as libxl_idl_builtin::CValue>::dispose(&mut c.bytes);
+            }
+        }
+    }
+    #[allow(unused_variables)]
+    unsafe impl libxl_idl_builtin::CValue for ExtEventUBlockPull {
+        type C = ffi::libxl_ext_event_u_block_pull;
+        unsafe fn read(c: &Self::C) -> Result<Self, libxl_idl_builtin::CValueError> {
+            Ok(Self {
+                domain: unsafe {
+                    <libxl_idl_builtin::CText as libxl_idl_builtin::CValue>::read(
+                        &c.domain,
+                    )?
+                },
+                path: unsafe {
+                    <libxl_idl_builtin::CText as libxl_idl_builtin::CValue>::read(
+                        &c.path,
+                    )?
+                },
+                status: if c.status == 0 {
+                    None
+                } else {
+                    Some(unsafe {
+                        <BlockPullStatus as libxl_idl_builtin::CValue>::read(&c.status)?
+                    })
+                },
+                reason: unsafe {
+                    <libxl_idl_builtin::CText as libxl_idl_builtin::CValue>::read(
+                        &c.reason,
+                    )?
+                },
+            })
+        }
+        fn write(&self, c: &mut Self::C) -> Result<(), libxl_idl_builtin::CValueError> {
+            <libxl_idl_builtin::CText as libxl_idl_builtin::CValue>::write(
+                &self.domain,
+                &mut c.domain,
+            )?;
+            <libxl_idl_builtin::CText as libxl_idl_builtin::CValue>::write(
+                &self.path,
+                &mut c.path,
+            )?;
+            match &self.status {
+                Some(value) => {
+                    <BlockPullStatus as libxl_idl_builtin::CValue>::write(
+                        value,
+                        &mut c.status,
+                    )?
+                }
+                None => c.status = 0,
+            }
+            <libxl_idl_builtin::CText as libxl_idl_builtin::CValue>::write(
+                &self.reason,
+                &mut c.reason,
+            )?;
+            Ok(())
+        }
+        unsafe fn copy(from: &Self::C, to: &mut Self::C) {
+            unsafe {
+                <libxl_idl_builtin::CText as libxl_idl_builtin::CValue>::copy(
+                    &from.domain,
+                    &mut to.domain,
+                );
+            }
+            unsafe {
+                <libxl_idl_builtin::CText as libxl_idl_builtin::CValue>::copy(
+                    &from.path,
+                    &mut to.path,
+                );
+            }
+            unsafe {
+                <BlockPullStatus as libxl_idl_builtin::CValue>::copy(
+                    &from.status,
+                    &mut to.status,
+                );
+            }
+            unsafe {
+                <libxl_idl_builtin::CText as libxl_idl_builtin::CValue>::copy(
+                    &from.reason,
+                    &mut to.reason,
+                );
+            }
+        }
+        unsafe fn dispose(c: &mut Self::C) {
+            unsafe {
+                <libxl_idl_builtin::CText as libxl_idl_builtin::CValue>::dispose(
+                    &mut c.domain,
+                );
+            }
+            unsafe {
+                <libxl_idl_builtin::CText as libxl_idl_builtin::CValue>::dispose(
+                    &mut c.path,
+                );
+            }
+            unsafe {
+                <BlockPullStatus as libxl_idl_builtin::CValue>::dispose(&mut c.status);
+            }
+            unsafe {
+                <libxl_idl_builtin::CText as libxl_idl_builtin::CValue>::dispose(
+                    &mut c.reason,
+                );
             }
         }
     }
@@ -1675,9 +2256,209 @@ pub mod c_api {
             )
         }
     }
+    /// The names of `libxl_block_pull`.
+    #[unsafe(no_mangle)]
+    pub static libxl_block_pull_string_table: [libxl_idl_builtin::ffi::libxl_enum_string_table; 2] = [
+        libxl_idl_builtin::ffi::libxl_enum_string_table {
+            s: c"continuous".as_ptr(),
+            v: 1,
+        },
+        libxl_idl_builtin::ffi::libxl_enum_string_table {
+            s: ::core::ptr::null(),
+            v: -1,
+        },
+    ];
+    /// The name of a `libxl_block_pull`, or null.
+    #[unsafe(no_mangle)]
+    pub extern "C" fn libxl_block_pull_to_string(
+        p: ffi::libxl_block_pull,
+    ) -> *const ::core::ffi::c_char {
+        libxl_idl_builtin::c_function::to_string(
+            &libxl_block_pull_string_table,
+            p as ::core::ffi::c_int,
+        )
+    }
+    /// The `libxl_block_pull` with a name.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_block_pull_from_string(
+        s: *const ::core::ffi::c_char,
+        e: *mut ffi::libxl_block_pull,
+    ) -> ::core::ffi::c_int {
+        unsafe {
+            libxl_idl_builtin::c_function::from_string(
+                &libxl_block_pull_string_table,
+                s,
+                e.cast(),
+            )
+        }
+    }
+    /// A `libxl_block_pull` as JSON, which the caller frees; or null.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_block_pull_to_json(
+        ctx: *mut ::core::ffi::c_void,
+        p: ffi::libxl_block_pull,
+    ) -> *mut ::core::ffi::c_char {
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || { libxl_idl_builtin::c_function::to_json::<BlockPull>(&p) },
+            )
+        }
+    }
+    /// A `libxl_block_pull` from JSON.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_block_pull_from_json(
+        ctx: *mut ::core::ffi::c_void,
+        p: *mut ffi::libxl_block_pull,
+        s: *const ::core::ffi::c_char,
+    ) -> ::core::ffi::c_int {
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || { libxl_idl_builtin::c_function::from_json::<BlockPull>(p, || 0, s) },
+            )
+        }
+    }
+    /// Frees what a `libxl_domain_block_pull_info` holds; can be repeated.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_domain_block_pull_info_dispose(
+        p: *mut ffi::libxl_domain_block_pull_info,
+    ) {
+        unsafe { libxl_idl_builtin::c_function::dispose::<DomainBlockPullInfo>(p) }
+    }
+    /// Copies a `libxl_domain_block_pull_info` deeply; `dst` holds nothing before.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_domain_block_pull_info_copy(
+        ctx: *mut ::core::ffi::c_void,
+        dst: *mut ffi::libxl_domain_block_pull_info,
+        src: *const ffi::libxl_domain_block_pull_info,
+    ) {
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || {
+                    libxl_idl_builtin::c_function::copy::<DomainBlockPullInfo>(dst, src);
+                },
+            )
+        }
+    }
+    /// Initialises a `libxl_domain_block_pull_info`.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_domain_block_pull_info_init(
+        p: *mut ffi::libxl_domain_block_pull_info,
+    ) {
+        unsafe { libxl_idl_builtin::c_function::init::<DomainBlockPullInfo>(p) }
+    }
+    /// A `libxl_domain_block_pull_info` as JSON, which the caller frees; or null.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_domain_block_pull_info_to_json(
+        ctx: *mut ::core::ffi::c_void,
+        p: *mut ffi::libxl_domain_block_pull_info,
+    ) -> *mut ::core::ffi::c_char {
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || { libxl_idl_builtin::c_function::to_json::<DomainBlockPullInfo>(p) },
+            )
+        }
+    }
+    /// A `libxl_domain_block_pull_info` from JSON; after an error it is as initialised.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_domain_block_pull_info_from_json(
+        ctx: *mut ::core::ffi::c_void,
+        p: *mut ffi::libxl_domain_block_pull_info,
+        s: *const ::core::ffi::c_char,
+    ) -> ::core::ffi::c_int {
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || {
+                    let initial = <DomainBlockPullInfo as libxl_idl_builtin::CValue>::init;
+                    libxl_idl_builtin::c_function::from_json::<
+                        DomainBlockPullInfo,
+                    >(p, initial, s)
+                },
+            )
+        }
+    }
+    /// The names of `libxl_block_pull_status`.
+    #[unsafe(no_mangle)]
+    pub static libxl_block_pull_status_string_table: [libxl_idl_builtin::ffi::libxl_enum_string_table; 4] = [
+        libxl_idl_builtin::ffi::libxl_enum_string_table {
+            s: c"completed".as_ptr(),
+            v: 1,
+        },
+        libxl_idl_builtin::ffi::libxl_enum_string_table {
+            s: c"failed".as_ptr(),
+            v: 2,
+        },
+        libxl_idl_builtin::ffi::libxl_enum_string_table {
+            s: c"aborted".as_ptr(),
+            v: 3,
+        },
+        libxl_idl_builtin::ffi::libxl_enum_string_table {
+            s: ::core::ptr::null(),
+            v: -1,
+        },
+    ];
+    /// The name of a `libxl_block_pull_status`, or null.
+    #[unsafe(no_mangle)]
+    pub extern "C" fn libxl_block_pull_status_to_string(
+        p: ffi::libxl_block_pull_status,
+    ) -> *const ::core::ffi::c_char {
+        libxl_idl_builtin::c_function::to_string(
+            &libxl_block_pull_status_string_table,
+            p as ::core::ffi::c_int,
+        )
+    }
+    /// The `libxl_block_pull_status` with a name.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_block_pull_status_from_string(
+        s: *const ::core::ffi::c_char,
+        e: *mut ffi::libxl_block_pull_status,
+    ) -> ::core::ffi::c_int {
+        unsafe {
+            libxl_idl_builtin::c_function::from_string(
+                &libxl_block_pull_status_string_table,
+                s,
+                e.cast(),
+            )
+        }
+    }
+    /// A `libxl_block_pull_status` as JSON, which the caller frees; or null.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_block_pull_status_to_json(
+        ctx: *mut ::core::ffi::c_void,
+        p: ffi::libxl_block_pull_status,
+    ) -> *mut ::core::ffi::c_char {
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || { libxl_idl_builtin::c_function::to_json::<BlockPullStatus>(&p) },
+            )
+        }
+    }
+    /// A `libxl_block_pull_status` from JSON.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_block_pull_status_from_json(
+        ctx: *mut ::core::ffi::c_void,
+        p: *mut ffi::libxl_block_pull_status,
+        s: *const ::core::ffi::c_char,
+    ) -> ::core::ffi::c_int {
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || {
+                    libxl_idl_builtin::c_function::from_json::<
+                        BlockPullStatus,
+                    >(p, || 0, s)
+                },
+            )
+        }
+    }
     /// The names of `libxl_ext_event_type`.
     #[unsafe(no_mangle)]
-    pub static libxl_ext_event_type_string_table: [libxl_idl_builtin::ffi::libxl_enum_string_table; 3] = [
+    pub static libxl_ext_event_type_string_table: [libxl_idl_builtin::ffi::libxl_enum_string_table; 4] = [
         libxl_idl_builtin::ffi::libxl_enum_string_table {
             s: c"operation_complete".as_ptr(),
             v: 1,
@@ -1685,6 +2466,10 @@ pub mod c_api {
         libxl_idl_builtin::ffi::libxl_enum_string_table {
             s: c"operation_progress".as_ptr(),
             v: 2,
+        },
+        libxl_idl_builtin::ffi::libxl_enum_string_table {
+            s: c"block_pull".as_ptr(),
+            v: 3,
         },
         libxl_idl_builtin::ffi::libxl_enum_string_table {
             s: ::core::ptr::null(),
@@ -1791,6 +2576,13 @@ pub mod c_api {
                     libxl_idl_builtin::c_function::init::<
                         ExtEventUOperationProgress,
                     >(&raw mut p.u.operation_progress);
+                }
+            }
+            ffi::LIBXL_EXT_EVENT_TYPE_BLOCK_PULL => {
+                unsafe {
+                    libxl_idl_builtin::c_function::init::<
+                        ExtEventUBlockPull,
+                    >(&raw mut p.u.block_pull);
                 }
             }
             _ => {}

@@ -237,11 +237,38 @@ static void libxl_domain_snapshot_rand_init(libxl_domain_snapshot *p)
     }
 }
 
+static void libxl_block_pull_rand_init(libxl_block_pull *p)
+{
+    static const libxl_block_pull values[] = {
+        LIBXL_DOMAIN_BLOCK_PULL_CONTINUOUS,
+    };
+
+    *p = values[test_rand(sizeof(values) / sizeof(*values))];
+}
+
+static void libxl_domain_block_pull_info_rand_init(libxl_domain_block_pull_info *p)
+{
+    p->cur = rand_integer();
+    p->end = rand_integer();
+}
+
+static void libxl_block_pull_status_rand_init(libxl_block_pull_status *p)
+{
+    static const libxl_block_pull_status values[] = {
+        LIBXL_BLOCK_PULL_STATUS_COMPLETED,
+        LIBXL_BLOCK_PULL_STATUS_FAILED,
+        LIBXL_BLOCK_PULL_STATUS_ABORTED,
+    };
+
+    *p = values[test_rand(sizeof(values) / sizeof(*values))];
+}
+
 static void libxl_ext_event_type_rand_init(libxl_ext_event_type *p)
 {
     static const libxl_ext_event_type values[] = {
         LIBXL_EXT_EVENT_TYPE_OPERATION_COMPLETE,
         LIBXL_EXT_EVENT_TYPE_OPERATION_PROGRESS,
+        LIBXL_EXT_EVENT_TYPE_BLOCK_PULL,
     };
 
     *p = values[test_rand(sizeof(values) / sizeof(*values))];
@@ -254,9 +281,10 @@ static void libxl_ext_event_rand_init(libxl_ext_event *p)
         static const libxl_ext_event_type keys[] = {
             LIBXL_EXT_EVENT_TYPE_OPERATION_COMPLETE,
             LIBXL_EXT_EVENT_TYPE_OPERATION_PROGRESS,
+            LIBXL_EXT_EVENT_TYPE_BLOCK_PULL,
         };
 
-        p->type = keys[test_rand(2)];
+        p->type = keys[test_rand(3)];
         memset(&p->u, 0, sizeof(p->u));
         switch (p->type) {
         case LIBXL_EXT_EVENT_TYPE_OPERATION_COMPLETE:
@@ -267,6 +295,12 @@ static void libxl_ext_event_rand_init(libxl_ext_event *p)
             p->u.operation_progress.done = rand_integer();
             p->u.operation_progress.total = rand_integer();
             p->u.operation_progress.bytes = test_rand(2);
+            break;
+        case LIBXL_EXT_EVENT_TYPE_BLOCK_PULL:
+            p->u.block_pull.domain = rand_str_or_null();
+            p->u.block_pull.path = rand_str_or_null();
+            libxl_block_pull_status_rand_init(&p->u.block_pull.status);
+            p->u.block_pull.reason = rand_str_or_null();
             break;
         default:
             break;
@@ -578,6 +612,184 @@ static void test_libxl_domain_snapshot(libxl_ctx *ctx)
     free(text);
 }
 
+static void test_libxl_block_pull(libxl_ctx *ctx)
+{
+    static const struct {
+        libxl_block_pull value;
+        const char *name, *upper, *json;
+    } values[] = {
+        { LIBXL_DOMAIN_BLOCK_PULL_CONTINUOUS, "continuous", "CONTINUOUS", "\"continuous\"\n" },
+    };
+    unsigned count = sizeof(values) / sizeof(*values);
+    libxl_block_pull val;
+    char *text;
+
+    (void)ctx;
+    (void)text;
+    type = "libxl_block_pull";
+    for (unsigned i = 0; i < count; i++) {
+        check_same("to_string", values[i].name, libxl_block_pull_to_string(values[i].value));
+        val = values[(i + 1) % count].value;
+        check_true("from_string of its name", libxl_block_pull_from_string(values[i].name, &val) == 0 && val == values[i].value, values[i].name);
+        val = values[(i + 1) % count].value;
+        check_true("from_string of its upper", libxl_block_pull_from_string(values[i].upper, &val) == 0 && val == values[i].value, values[i].name);
+        check_same("string_table", values[i].name, libxl_block_pull_string_table[i].s);
+        check_true("string_table", libxl_block_pull_string_table[i].v == (int)values[i].value, values[i].name);
+        text = libxl_block_pull_to_json(ctx, values[i].value);
+        check_same("to_json", values[i].json, text);
+        free(text);
+        val = values[(i + 1) % count].value;
+        check_true("from_json", libxl_block_pull_from_json(ctx, &val, values[i].json) == 0 && val == values[i].value, values[i].name);
+    }
+    check_true("end of string_table", libxl_block_pull_string_table[count].s == NULL, NULL);
+    libxl_block_pull_rand_init(&val);
+    check_true("rand_init", libxl_block_pull_to_string(val) != NULL, NULL);
+
+    /* What is no value of it. */
+    check_true("from_string", libxl_block_pull_from_string("no such name", &val) != 0, "no such name");
+    check_true("from_string", libxl_block_pull_from_string("", &val) != 0, "");
+    val = 0;
+    check_true("to_string", libxl_block_pull_to_string(val) == NULL, NULL);
+    free(libxl_block_pull_to_json(ctx, val));
+    for (unsigned i = 0; i < WRONG_JSON; i++) {
+        text = wrong_json("\"no such name\"\n", i);
+        check_true("from_json", libxl_block_pull_from_json(ctx, &val, text) != 0, text);
+        free(text);
+    }
+    text = changed_json(values[test_rand(count)].json);
+    if (libxl_block_pull_from_json(ctx, &val, text) == 0)
+        check_true("from_json", libxl_block_pull_to_string(val) != NULL, text);
+    free(text);
+    check_true("from_json", libxl_block_pull_from_json(ctx, &val, "\"no such name\"") != 0, NULL);
+}
+
+static void test_libxl_domain_block_pull_info(libxl_ctx *ctx)
+{
+    libxl_domain_block_pull_info val, other;
+    char *text = NULL, *again = NULL;
+
+    (void)ctx;
+    (void)again;
+    type = "libxl_domain_block_pull_info";
+    libxl_domain_block_pull_info_init(&val);
+    libxl_domain_block_pull_info_init(&val);
+    libxl_domain_block_pull_info_rand_init(&val);
+    text = libxl_domain_block_pull_info_to_json(ctx, &val);
+    check_true("to_json", text != NULL, NULL);
+
+    /* Through JSON. */
+    libxl_domain_block_pull_info_init(&other);
+    check_true("from_json", libxl_domain_block_pull_info_from_json(ctx, &other, text) == 0, text);
+    again = libxl_domain_block_pull_info_to_json(ctx, &other);
+    check_same("to_json after from_json", text, again);
+    free(again);
+    libxl_domain_block_pull_info_dispose(&other);
+    libxl_domain_block_pull_info_dispose(&other);
+
+    /* Through a copy, which needs nothing of the original. */
+    libxl_domain_block_pull_info_init(&other);
+    libxl_domain_block_pull_info_copy(ctx, &other, &val);
+    libxl_domain_block_pull_info_dispose(&val);
+    libxl_domain_block_pull_info_dispose(&val);
+    again = libxl_domain_block_pull_info_to_json(ctx, &other);
+    check_same("to_json after copy", text, again);
+    free(again);
+    libxl_domain_block_pull_info_dispose(&other);
+    libxl_domain_block_pull_info_dispose(&other);
+
+    /* A value that holds nothing. */
+    memset(&other, 0, sizeof(other));
+    libxl_domain_block_pull_info_dispose(&other);
+    libxl_domain_block_pull_info_dispose(&other);
+
+    /* Texts that are not JSON. */
+    for (unsigned i = 0; i < WRONG_JSON; i++) {
+        char *wrong = wrong_json(text, i);
+
+        libxl_domain_block_pull_info_init(&other);
+        check_true("from_json", libxl_domain_block_pull_info_from_json(ctx, &other, wrong) != 0, wrong);
+        libxl_domain_block_pull_info_dispose(&other);
+        libxl_domain_block_pull_info_dispose(&other);
+        free(wrong);
+    }
+
+    /* A text that is something else, or nothing. What is taken is also printed. */
+    {
+        char *changed = changed_json(text);
+
+        libxl_domain_block_pull_info_init(&other);
+        if (libxl_domain_block_pull_info_from_json(ctx, &other, changed) == 0) {
+            free(text);
+            text = libxl_domain_block_pull_info_to_json(ctx, &other);
+            check_true("to_json of a changed text", text != NULL, changed);
+            libxl_domain_block_pull_info_init(&val);
+            check_true("from_json", libxl_domain_block_pull_info_from_json(ctx, &val, text) == 0, text);
+            again = libxl_domain_block_pull_info_to_json(ctx, &val);
+            check_same("to_json after a changed text", text, again);
+            free(again);
+            libxl_domain_block_pull_info_dispose(&val);
+            libxl_domain_block_pull_info_dispose(&val);
+        }
+        libxl_domain_block_pull_info_dispose(&other);
+        libxl_domain_block_pull_info_dispose(&other);
+        free(changed);
+    }
+    free(text);
+}
+
+static void test_libxl_block_pull_status(libxl_ctx *ctx)
+{
+    static const struct {
+        libxl_block_pull_status value;
+        const char *name, *upper, *json;
+    } values[] = {
+        { LIBXL_BLOCK_PULL_STATUS_COMPLETED, "completed", "COMPLETED", "\"completed\"\n" },
+        { LIBXL_BLOCK_PULL_STATUS_FAILED, "failed", "FAILED", "\"failed\"\n" },
+        { LIBXL_BLOCK_PULL_STATUS_ABORTED, "aborted", "ABORTED", "\"aborted\"\n" },
+    };
+    unsigned count = sizeof(values) / sizeof(*values);
+    libxl_block_pull_status val;
+    char *text;
+
+    (void)ctx;
+    (void)text;
+    type = "libxl_block_pull_status";
+    for (unsigned i = 0; i < count; i++) {
+        check_same("to_string", values[i].name, libxl_block_pull_status_to_string(values[i].value));
+        val = values[(i + 1) % count].value;
+        check_true("from_string of its name", libxl_block_pull_status_from_string(values[i].name, &val) == 0 && val == values[i].value, values[i].name);
+        val = values[(i + 1) % count].value;
+        check_true("from_string of its upper", libxl_block_pull_status_from_string(values[i].upper, &val) == 0 && val == values[i].value, values[i].name);
+        check_same("string_table", values[i].name, libxl_block_pull_status_string_table[i].s);
+        check_true("string_table", libxl_block_pull_status_string_table[i].v == (int)values[i].value, values[i].name);
+        text = libxl_block_pull_status_to_json(ctx, values[i].value);
+        check_same("to_json", values[i].json, text);
+        free(text);
+        val = values[(i + 1) % count].value;
+        check_true("from_json", libxl_block_pull_status_from_json(ctx, &val, values[i].json) == 0 && val == values[i].value, values[i].name);
+    }
+    check_true("end of string_table", libxl_block_pull_status_string_table[count].s == NULL, NULL);
+    libxl_block_pull_status_rand_init(&val);
+    check_true("rand_init", libxl_block_pull_status_to_string(val) != NULL, NULL);
+
+    /* What is no value of it. */
+    check_true("from_string", libxl_block_pull_status_from_string("no such name", &val) != 0, "no such name");
+    check_true("from_string", libxl_block_pull_status_from_string("", &val) != 0, "");
+    val = 0;
+    check_true("to_string", libxl_block_pull_status_to_string(val) == NULL, NULL);
+    free(libxl_block_pull_status_to_json(ctx, val));
+    for (unsigned i = 0; i < WRONG_JSON; i++) {
+        text = wrong_json("\"no such name\"\n", i);
+        check_true("from_json", libxl_block_pull_status_from_json(ctx, &val, text) != 0, text);
+        free(text);
+    }
+    text = changed_json(values[test_rand(count)].json);
+    if (libxl_block_pull_status_from_json(ctx, &val, text) == 0)
+        check_true("from_json", libxl_block_pull_status_to_string(val) != NULL, text);
+    free(text);
+    check_true("from_json", libxl_block_pull_status_from_json(ctx, &val, "\"no such name\"") != 0, NULL);
+}
+
 static void test_libxl_ext_event_type(libxl_ctx *ctx)
 {
     static const struct {
@@ -586,6 +798,7 @@ static void test_libxl_ext_event_type(libxl_ctx *ctx)
     } values[] = {
         { LIBXL_EXT_EVENT_TYPE_OPERATION_COMPLETE, "operation_complete", "OPERATION_COMPLETE", "\"operation_complete\"\n" },
         { LIBXL_EXT_EVENT_TYPE_OPERATION_PROGRESS, "operation_progress", "OPERATION_PROGRESS", "\"operation_progress\"\n" },
+        { LIBXL_EXT_EVENT_TYPE_BLOCK_PULL, "block_pull", "BLOCK_PULL", "\"block_pull\"\n" },
     };
     unsigned count = sizeof(values) / sizeof(*values);
     libxl_ext_event_type val;
@@ -708,6 +921,7 @@ static void test_libxl_ext_event(libxl_ctx *ctx)
         static const libxl_ext_event_type keys[] = {
             LIBXL_EXT_EVENT_TYPE_OPERATION_COMPLETE,
             LIBXL_EXT_EVENT_TYPE_OPERATION_PROGRESS,
+            LIBXL_EXT_EVENT_TYPE_BLOCK_PULL,
         };
 
         for (unsigned i = 0; i < sizeof(keys) / sizeof(*keys); i++) {
@@ -716,7 +930,7 @@ static void test_libxl_ext_event(libxl_ctx *ctx)
             check_true("libxl_ext_event_init_type", val.type == keys[i], NULL);
             text = libxl_ext_event_to_json(ctx, &val);
             check_true("to_json", text != NULL, NULL);
-            if (i < 2) {
+            if (i < 3) {
                 libxl_ext_event_init(&other);
                 check_true("from_json", libxl_ext_event_from_json(ctx, &other, text) == 0, text);
                 again = libxl_ext_event_to_json(ctx, &other);
@@ -745,10 +959,13 @@ int main(int argc, char **argv)
         test_libxl_snapshot_revert(ctx);
         test_libxl_disk_snapshot(ctx);
         test_libxl_domain_snapshot(ctx);
+        test_libxl_block_pull(ctx);
+        test_libxl_domain_block_pull_info(ctx);
+        test_libxl_block_pull_status(ctx);
         test_libxl_ext_event_type(ctx);
         test_libxl_ext_event(ctx);
     }
     test_ctx_free(ctx);
-    printf("7 types, seed %lu, %lu rounds: ok\n", seed, rounds);
+    printf("10 types, seed %lu, %lu rounds: ok\n", seed, rounds);
     return 0;
 }

@@ -9,4 +9,5 @@
 
 pub mod log;
 pub mod protocol;
+pub mod pull;
 pub mod serve;

@@ -4,12 +4,13 @@
 
 use crate::event::Progress;
 use crate::model::domain::GuestState;
+use crate::plan::DiskChoice;
 use crate::types::DomainSnapshot;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// The protocol of this version. An agent refuses another one: it was not installed with the library.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 4;
 
 /// The line that asks the agent to stop.
 pub const ABORT: &str = "abort";
@@ -49,6 +50,8 @@ pub enum Call {
         disk_only: bool,
         /// Where the memory image goes, if not to the store.
         memory_file: Option<PathBuf>,
+        /// What is said of single disks.
+        disks: Vec<DiskChoice>,
     },
     /// `libxl_domain_snapshot_revert`
     Revert {
@@ -68,6 +71,36 @@ pub enum Call {
     },
     /// `libxl_domain_snapshot_list`
     List,
+    /// `libxl_domain_managed_save`
+    ManagedSave,
+    /// `libxl_domain_has_managed_save_image`
+    HasManagedSaveImage,
+    /// `libxl_domain_managed_save_remove`
+    ManagedSaveRemove,
+    /// `libxl_domain_managed_start`
+    ManagedStart,
+    /// `libxl_domain_block_pull`
+    Pull {
+        /// The disk, by its device or its image.
+        disk: String,
+        /// Bytes of an increment, and the cursor that it begins with; all of it if there is none.
+        increment: Option<(u64, u64)>,
+    },
+    /// `libxl_domain_block_pull_abort`
+    PullAbort {
+        /// The disk.
+        disk: String,
+    },
+    /// `libxl_domain_get_block_pull_info`
+    PullInfo {
+        /// The disk.
+        disk: String,
+    },
+    /// `libxl_ext_evenable_block_pull`
+    PullWatch {
+        /// The disk.
+        disk: String,
+    },
 }
 
 /// What the agent says.
@@ -110,4 +143,48 @@ pub enum Answer {
     Created(Box<DomainSnapshot>),
     /// All snapshots, parents before children.
     Snapshots(Vec<DomainSnapshot>),
+    /// Whether the domain was saved.
+    IsSaved(bool),
+    /// The number that the domain has now.
+    Started(u32),
+    /// How far a pull is, if there is or was one.
+    Pull(Option<PullAnswer>),
+    /// How a pull ended.
+    PullEnded(PullEnded),
+}
+
+/// How far a pull is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullAnswer {
+    /// What the next increment begins with.
+    pub cursor: u64,
+    /// Where it is, as a cursor.
+    pub cur: u64,
+    /// Where it ends, as a cursor.
+    pub end: u64,
+}
+
+/// How a pull ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullEnded {
+    /// The domain.
+    pub domain: String,
+    /// The disk, as it was asked for.
+    pub path: String,
+    /// How.
+    pub status: PullStatus,
+    /// Why it failed.
+    pub reason: Option<String>,
+}
+
+/// How a pull ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PullStatus {
+    /// The disk does not need the images below it any more.
+    Completed,
+    /// It does.
+    Failed,
+    /// It does, since somebody ended it.
+    Aborted,
 }

@@ -1,10 +1,14 @@
 //! The agent's side: one order, carried out as the command line would, and reported.
 
 use super::protocol::{ABORT, Answer, Call, LINE_MAX, Level, Order, Report, VERSION};
+use super::pull;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Observer, Progress};
 use crate::model::name::SnapshotName;
-use crate::plan::{CreateRequest, DeleteRequest, DeleteScope, Request, RevertRequest};
+use crate::plan::{
+    CreateRequest, DeleteRequest, DeleteScope, ManagedSaveRequest, ManagedStartRequest, Request,
+    RevertRequest,
+};
 use crate::port::Ports;
 use crate::snapshot::Host;
 use crate::store::{DEFAULT_ROOT, Store};
@@ -110,13 +114,14 @@ fn write_all(
 /// Reads the order from `socket`, carries it out on the host that `connect` finds, and reports. Returns
 /// when the last report is sent.
 ///
-/// The operation is to stop when `stop` is set, as it is when the library says so or the application ends.
+/// The operation is to stop when `stop` is set, as it is when the library says so or the application ends. What is
+/// returned is to be waited for though nobody wants to hear of it.
 pub fn serve(
     socket: UnixStream,
     line: &Arc<Line>,
     stop: Arc<AtomicBool>,
     connect: impl FnOnce() -> Result<Ports>,
-) {
+) -> Option<pull::Rest> {
     let mut reader = BufReader::new(socket.take(LINE_MAX as u64));
     let answer = read_order(&mut reader).and_then(|order| {
         let watcher = Arc::new(Watcher::new(Arc::clone(line), stop));
@@ -133,10 +138,15 @@ pub fn serve(
                 .hint("the next command for this domain takes back what was begun"))
         })
     });
-    line.send(match answer {
-        Ok(answer) => Report::Done(answer),
-        Err(error) => Report::Failed(error.kind().libxl_code(), error.report()),
-    });
+    let (report, rest) = match answer {
+        Ok((answer, rest)) => (Report::Done(answer), rest),
+        Err(error) => (
+            Report::Failed(error.kind().libxl_code(), error.report()),
+            None,
+        ),
+    };
+    line.send(report);
+    rest
 }
 
 fn read_order(reader: &mut impl BufRead) -> Result<Order> {
@@ -171,12 +181,30 @@ fn carry_out(
     order: &Order,
     watcher: &Watcher,
     connect: impl FnOnce() -> Result<Ports>,
-) -> Result<Answer> {
+) -> Result<(Answer, Option<pull::Rest>)> {
     let request = request(&order.call)?;
     let root = order.store.clone();
     let root = root.unwrap_or_else(|| PathBuf::from(DEFAULT_ROOT));
     let host = Host::new(connect()?, Store::new(root)).for_toolstack();
+    let answer = match pull::carry_out(&host, order, watcher) {
+        None => execute(&host, order, request, watcher)?,
+        Some(answer) => answer?,
+    };
+    let rest = pull::Rest::of(host, order, &answer);
+    Ok((answer, rest))
+}
+
+fn execute(
+    host: &Host,
+    order: &Order,
+    request: Option<Request>,
+    watcher: &Watcher,
+) -> Result<Answer> {
     let Some(request) = request else {
+        if order.call == Call::HasManagedSaveImage {
+            let saved = host.managed_save(&order.domain, watcher)?;
+            return Ok(Answer::IsSaved(saved.is_some()));
+        }
         let record = host.snapshots(&order.domain, watcher)?;
         let all = record.snapshots.iter();
         let all = all.map(|one| host.domain_snapshot(&record.domain, one));
@@ -185,6 +213,15 @@ fn carry_out(
     let done = host.execute(&order.domain, &request, watcher)?;
     if let Some(error) = &done.left_over {
         watcher.line.send(Report::Log(Level::Warn, error.report()));
+    }
+    if matches!(request, Request::ManagedStart(_)) {
+        let domid = host.domid_of(&order.domain)?;
+        return domid.map(Answer::Started).ok_or_else(|| {
+            Error::new(
+                ErrorKind::DomainState,
+                format!("domain '{}' went on, and has ended since", order.domain),
+            )
+        });
     }
     if !matches!(request, Request::Create(_)) {
         return Ok(Answer::Nothing);
@@ -203,12 +240,15 @@ fn request(call: &Call) -> Result<Option<Request>> {
             live,
             disk_only,
             memory_file,
+            disks,
         } => Some(Request::Create(CreateRequest {
             name: name.map(SnapshotName::new).transpose()?,
             description,
             live,
             disk_only,
             memory_file,
+            only_disks: disk_only && !disks.is_empty(),
+            disks,
             ..CreateRequest::default()
         })),
         Call::Revert { name, state, force } => {
@@ -222,7 +262,15 @@ fn request(call: &Call) -> Result<Option<Request>> {
             };
             Some(Request::Delete(DeleteRequest { name, scope }))
         }
-        Call::List => None,
+        Call::ManagedSave => Some(Request::ManagedSave(ManagedSaveRequest::default())),
+        Call::ManagedSaveRemove => Some(Request::ManagedSaveRemove),
+        Call::ManagedStart => Some(Request::ManagedStart(ManagedStartRequest::default())),
+        Call::List
+        | Call::HasManagedSaveImage
+        | Call::Pull { .. }
+        | Call::PullAbort { .. }
+        | Call::PullInfo { .. }
+        | Call::PullWatch { .. } => None,
     })
 }
 
@@ -376,7 +424,8 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for nonsense in ["", "{", "[]", r#"{"version": 2}"#] {
+        let nothing_to_do = format!(r#"{{"version": {VERSION}}}"#);
+        for nonsense in ["", "{", "[]", &nothing_to_do] {
             assert_eq!(code(&answer_to(nonsense)), sys::libxl_error_ERROR_FAIL);
         }
     }
@@ -389,6 +438,7 @@ mod tests {
             live: false,
             disk_only: false,
             memory_file: None,
+            disks: Vec::new(),
         };
         let reports = answer(&order(call), || panic!("it was asked"));
         assert_eq!(code(&reports), sys::libxl_error_ERROR_INVAL);

@@ -31,12 +31,17 @@ fn main() -> ExitCode {
             format!("libxl-ext-agent: {panic}"),
         ));
     }));
-    let stop = Arc::default();
+    let (stop, signalled) = (Arc::default(), Arc::default());
     for signal in [SIGINT, SIGTERM, SIGHUP] {
-        // A daemon's service that is stopped ends its agents too. Only an unknown signal number fails.
-        let _ = signal_hook::flag::register(signal, Arc::clone(&stop));
+        for flag in [&stop, &signalled] {
+            // A daemon's service that is stopped ends its agents too. Only an unknown signal number fails.
+            let _ = signal_hook::flag::register(signal, Arc::clone(flag));
+        }
     }
-    serve(reader, &line, stop, Ports::connect);
+    let rest = serve(reader, &line, stop, Ports::connect);
     line.close();
+    if let Some(rest) = rest {
+        rest.wait(&signalled);
+    }
     ExitCode::SUCCESS
 }

@@ -7,15 +7,14 @@ use super::manifest::{
 use super::ranges::{self, Passing, Watch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
-use crate::memory;
+use crate::model::configuration::disks_of;
 use crate::model::disk::{DeviceDisk, ImageFormat};
 use crate::model::layer::Backing;
 use crate::model::record::{DomainRecord, MemoryProof};
-use crate::observe::Inventory;
+use crate::observe::{Inventory, configuration_of};
 use crate::port::{Ports, wait_until_closed};
 use crate::store::{DomainStore, Envelope, atomic};
 use crate::verify;
-use serde::Deserialize;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
@@ -62,26 +61,28 @@ pub(crate) fn export(
         files.push(file);
     }
     let manifest = Manifest {
-        record: record.clone(),
+        record: as_taken_along(record),
         images,
     };
     write(&manifest, &files, store, to, observer)
+}
+
+/// The record of what goes along: memory as `xl restore` takes it, since packs belong to this store, and snapshots alone.
+fn as_taken_along(record: &DomainRecord) -> DomainRecord {
+    let mut record = record.clone();
+    record.managed = None;
+    record.pulls.clear();
+    for snapshot in &mut record.snapshots {
+        snapshot.memory = snapshot.memory.as_ref().map(MemoryProof::content);
+    }
+    record
 }
 
 /// A snapshot that is not what it was is of no use elsewhere either.
 fn require_as_recorded(inventory: &Inventory) -> Result<()> {
     let record = &inventory.record;
     for snapshot in &record.snapshots {
-        for proof in &snapshot.disks {
-            let own = verify::of_disk(inventory, snapshot, proof);
-            let chain = verify::chain(inventory, &proof.target.image);
-            if let Some(what) = own.into_iter().chain(chain).next() {
-                return Err(Error::new(
-                    ErrorKind::Corrupt,
-                    format!("snapshot '{}' is not what it was: {what}", snapshot.name()),
-                ));
-            }
-        }
+        verify::require_disks_as_recorded(inventory, snapshot)?;
     }
     for layer in &record.layers {
         if let Some(what) = verify::chain(inventory, &layer.image).into_iter().next() {
@@ -118,19 +119,23 @@ fn sources(inventory: &Inventory, store: &DomainStore) -> Result<Vec<(Backing, b
     }
     // Disks that no snapshot holds: those that the guest only reads.
     for snapshot in &record.snapshots {
-        let path = store.memory_of(snapshot);
-        let configuration = match (&snapshot.configuration, &snapshot.memory) {
-            (Some(configuration), _) => configuration.to_string(),
-            (None, Some(_)) => memory::read_header(&mut atomic::open_own(&path)?)?,
-            (None, None) => continue,
-        };
+        if snapshot.configuration.is_none() && snapshot.memory.is_none() {
+            continue;
+        }
+        let disks = disks_of(&configuration_of(store, snapshot)?).map_err(|error| {
+            Error::new(
+                ErrorKind::Corrupt,
+                format!("read the configuration in snapshot '{}'", snapshot.name()),
+            )
+            .because(error)
+        })?;
         let held = |disk: &DeviceDisk| {
             snapshot
                 .disks
                 .iter()
                 .any(|proof| proof.target.vdev == disk.vdev())
         };
-        for disk in disks(&configuration, &path)? {
+        for disk in disks {
             let Some(image) = disk.pdev_path.as_deref().filter(|path| !path.is_empty()) else {
                 continue;
             };
@@ -159,21 +164,6 @@ fn sources(inventory: &Inventory, store: &DomainStore) -> Result<Vec<(Backing, b
         }
     }
     Ok(sources)
-}
-
-fn disks(configuration: &str, path: &Path) -> Result<Vec<DeviceDisk>> {
-    let failed = |error: serde_json::Error| {
-        Error::new(
-            ErrorKind::Corrupt,
-            format!("read the configuration in {}", path.display()),
-        )
-        .because(error)
-    };
-    let value: serde_json::Value = serde_json::from_str(configuration).map_err(failed)?;
-    match value.get("disks") {
-        None => Ok(Vec::new()),
-        Some(disks) => Vec::<DeviceDisk>::deserialize(disks).map_err(failed),
-    }
 }
 
 /// An image as it will be in the bundle, opened.
@@ -295,10 +285,10 @@ fn write(
     writer.append(MANIFEST, sealed.len() as u64, sealed.as_slice())?;
     for (number, (snapshot, proof)) in memories.iter().enumerate() {
         observer.step(&format!("copy the memory of '{}'", snapshot.name()));
-        let path = store.memory_of(snapshot);
-        let memory = atomic::open_own(&path)?;
-        let written = writer.append(&memory_name(number), proof.bytes, memory)?;
-        if written != **proof {
+        let kept = store.kept_memory(snapshot);
+        let path = &kept.image;
+        let written = writer.append(&memory_name(number), proof.bytes, kept.open()?)?;
+        if written != proof.content() {
             return Err(Error::new(
                 ErrorKind::Corrupt,
                 format!(
@@ -343,4 +333,17 @@ fn write(
         images: files.iter().flatten().count(),
         bytes,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::pull::tests::pull;
+
+    #[test]
+    fn pulls_of_this_host_do_not_go_along() {
+        let mut record = DomainRecord::new("g");
+        record.begin_pull(&pull("/i/a", &["/i/b"]));
+        assert!(as_taken_along(&record).pulls.is_empty());
+    }
 }

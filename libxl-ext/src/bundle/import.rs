@@ -3,7 +3,7 @@
 use super::Imported;
 use super::configuration::{Identity, rewrite};
 use super::manifest::{
-    CHECKSUMS, Checksums, ImageEntry, MANIFEST, Manifest, Sum, check_record, corrupt, image_name,
+    CHECKSUMS, Checksums, ImageEntry, MANIFEST, Manifest, check_record, corrupt, image_name,
     memory_name,
 };
 use super::members::Members;
@@ -11,7 +11,8 @@ use super::qcow2;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
 use crate::memory;
-use crate::model::disk::{DiskKind, DiskTarget, ImageFormat};
+use crate::memory::packed::{self, Known, Traced, Writer};
+use crate::model::disk::{DiskKind, DiskTarget, ImageFacts, ImageFormat};
 use crate::model::layer::{Backing, Layer};
 use crate::model::name::domain_directory;
 use crate::model::record::{DomainRecord, MemoryProof, SnapshotRecord};
@@ -19,7 +20,7 @@ use crate::port::Ports;
 use crate::store::{DomainLock, DomainStore, Envelope, LockWait, Store, atomic, private_directory};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
@@ -125,7 +126,9 @@ fn require_free(ports: &Ports, own: &DomainStore) -> Result<()> {
             .map_err(|error| error.hint(format!("see `xl-ext snapshot-check {}`", own.name())));
     }
     ids.into_iter()
-        .try_for_each(|id| own.remove_snapshot_directory(id))
+        .try_for_each(|id| own.remove_snapshot_directory(id))?;
+    // There is no image any more that could need one.
+    Traced::default().collect(&own.packs_directory()).map(drop)
 }
 
 /// Where the images go.
@@ -216,7 +219,7 @@ impl Work<'_> {
                 self.memory(from, was, &record.snapshots[at])
             });
             let ((new, drives), read) = copied?;
-            if read != proof {
+            if read != proof.content() {
                 return Err(corrupt(&format!(
                     "the memory of '{}' is damaged",
                     was.name()
@@ -321,6 +324,9 @@ impl Work<'_> {
         self.own.name().clone_into(&mut record.domain);
         record.generation = 1;
         record.last_operation = None;
+        record.managed = None;
+        // They would have images of this host changed that whoever made the file names.
+        record.pulls.clear();
         for snapshot in &mut record.snapshots {
             if is_renamed {
                 // Two domains of one UUID cannot run side by side.
@@ -369,24 +375,23 @@ impl Work<'_> {
         let configuration = memory::read_header(&mut from)?;
         let (configuration, emptied) = self.rewritten(&configuration, now)?;
         self.own.create_snapshot_directory(was.id)?;
+        let packs = self.own.packs_directory();
+        let known = Known::load(&packs, self.observer)?;
         let path = self.own.partial_memory_path(was.id);
-        let failed = |error| Error::io(format!("write {}", path.display()), error);
-        let mut file = atomic::create_new(&path)?;
-        let mut sum = Sum::default();
-        let head = memory::header(&configuration)?;
-        sum.add(&head);
-        file.write_all(&head).map_err(failed)?;
+        let mut writer = Writer::create(&path, was.id, known)?;
+        writer.write(&memory::header(&configuration)?)?;
         let mut chunk = vec![0; CHUNK];
         loop {
             let read = read(from, &mut chunk)?;
             if read == 0 {
                 break;
             }
-            sum.add(&chunk[..read]);
-            file.write_all(&chunk[..read]).map_err(failed)?;
+            writer.write(&chunk[..read])?;
         }
-        file.sync_all().map_err(failed)?;
-        Ok((sum.proof(), emptied))
+        let proof = writer.finish()?.proof;
+        // So that the next one finds its pages.
+        packed::seal(&packs, was.id)?;
+        Ok((proof, emptied))
     }
 
     /// A configuration that names what is here, and the drives that became empty.
@@ -453,17 +458,17 @@ impl Work<'_> {
             };
             self.ports.images.rebase_layer(&here, Some(onto), false)?;
         }
+        let was = &self.manifest.record.layers;
+        for (was, now) in was.iter().zip(&mut record.layers) {
+            now.below_written = match &was.backing {
+                Some(below) => Some(self.seen(&below.image, below.format)?.written),
+                None => None,
+            };
+        }
         let was = &self.manifest.record.snapshots;
         for (was, now) in was.iter().zip(&mut record.snapshots) {
             for (was, proof) in was.disks.iter().zip(&mut now.disks) {
-                let number = self
-                    .number_of(&was.target.image)
-                    .ok_or_else(|| corrupt("an image that the record names is missing"))?;
-                let facts = self
-                    .ports
-                    .images
-                    .facts(&self.partial(number), proof.target.format)?
-                    .ok_or_else(|| corrupt("an image is missing"))?;
+                let facts = self.seen(&was.target.image, proof.target.format)?;
                 match proof.kind {
                     DiskKind::External => proof.stamp = Some(facts.written),
                     DiskKind::Internal => {
@@ -478,6 +483,15 @@ impl Work<'_> {
             }
         }
         Ok(())
+    }
+
+    /// An image of the bundle as it is here.
+    fn seen(&self, was: &Path, format: ImageFormat) -> Result<ImageFacts> {
+        let number = self
+            .number_of(was)
+            .ok_or_else(|| corrupt("an image that the record names is missing"))?;
+        let facts = self.ports.images.facts(&self.partial(number), format)?;
+        facts.ok_or_else(|| corrupt("an image is missing"))
     }
 
     /// From here on it is there: first the images, then the memory, then the record.
@@ -514,7 +528,9 @@ impl Work<'_> {
             }
         }
         for snapshot in &self.manifest.record.snapshots {
-            if let Err(error) = self.own.remove_snapshot_directory(snapshot.id) {
+            let removed = self.own.remove_snapshot_directory(snapshot.id);
+            let discarded = packed::discard(&self.own.packs_directory(), snapshot.id);
+            for error in [removed, discarded].into_iter().filter_map(Result::err) {
                 tracing::warn!("{}", error.report());
             }
         }

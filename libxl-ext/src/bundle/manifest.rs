@@ -50,10 +50,7 @@ impl Sum {
     }
 
     pub(super) fn proof(&self) -> MemoryProof {
-        MemoryProof {
-            bytes: self.bytes,
-            xxh3: format!("{:032x}", self.hash.digest128()),
-        }
+        MemoryProof::plain(self.bytes, format!("{:032x}", self.hash.digest128()))
     }
 }
 

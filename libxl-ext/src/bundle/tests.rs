@@ -112,6 +112,7 @@ impl Tree {
                     .image(&format!("b.raw.xl-ext-{}.qcow2", id(number)))
                     .into(),
                 backing: Some(below.clone()),
+                below_written: None,
                 base: base.clone(),
                 active: number == 2,
                 merging: None,
@@ -197,8 +198,21 @@ impl Tree {
         self.root.path().join("new")
     }
 
-    fn store(&self, name: &str) -> DomainStore {
+    pub(crate) fn store(&self, name: &str) -> DomainStore {
         Store::new(self.root.path().join("store")).domain(name)
+    }
+
+    /// Makes the memory image of a snapshot a file of the user's, as `--memory-file` does.
+    pub(crate) fn move_memory(&self, name: &str) -> PathBuf {
+        let own = self.store(NAME);
+        let mut record = own.load().unwrap();
+        let elsewhere = self.root.path().join("elsewhere.memory");
+        let mut snapshots = record.snapshots.iter_mut();
+        let snapshot = snapshots.find(|it| it.name() == name).unwrap();
+        fs::rename(own.memory_path(snapshot.id), &elsewhere).unwrap();
+        snapshot.snapshot.memory_file = elsewhere.to_str().map(str::to_owned);
+        own.save(&record).unwrap();
+        elsewhere
     }
 
     pub(crate) fn host(&self) -> Host {
@@ -297,7 +311,11 @@ fn a_tree_comes_out_as_it_went_in_with_names_of_ours() {
     tree.assert_came();
     let (was, now) = (tree.store(NAME), tree.store("h"));
     for snapshot in now.load().unwrap().snapshots {
-        let mut file = fs::File::open(now.memory_path(snapshot.id)).unwrap();
+        let kept = now.kept_memory(&snapshot);
+        kept.prove(snapshot.memory.as_ref().unwrap(), &Unobserved)
+            .unwrap();
+        assert!(matches!(kept.open().unwrap(), memory::Content::Packed(_)));
+        let mut file = kept.open().unwrap();
         let configuration: Value =
             serde_json::from_str(&memory::read_header(&mut file).unwrap()).unwrap();
         let mut rest = Vec::new();

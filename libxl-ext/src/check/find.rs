@@ -2,7 +2,7 @@
 
 use super::mend::mend;
 use super::survey::{Copy, Directory, RecordState, Survey};
-use super::{FindingKind, Findings, Repair};
+use super::{Finding, FindingKind, Findings, Repair};
 use crate::model::disk::{DiskKind, ImageFacts};
 use crate::model::layer::{Into, Layer};
 use crate::model::name::SnapshotId;
@@ -34,6 +34,7 @@ pub(crate) fn find(survey: &Survey) -> Findings {
     of_snapshots(survey, &record, &mut found);
     of_layers(survey, &record, &mut found);
     of_tags(survey, &record, &mut found);
+    of_packs(survey, &record, &mut found);
     of_store(survey, &record, &mut found);
     for path in &survey.unexplained {
         let what = format!(
@@ -142,9 +143,10 @@ fn memory(survey: &Survey, snapshot: &SnapshotRecord) -> Option<String> {
     };
     match &image.configuration {
         Err(why) => Some(format!("its memory image cannot be read: {why}")),
-        Ok(_) if image.bytes != proof.bytes => Some(format!(
+        Ok(_) if image.bytes != proof.image_bytes() => Some(format!(
             "its memory image has {} bytes instead of {}",
-            image.bytes, proof.bytes
+            image.bytes,
+            proof.image_bytes()
         )),
         Ok(_) => None,
     }
@@ -165,6 +167,53 @@ fn disk(survey: &Survey, snapshot: &SnapshotRecord, proof: &DiskProof) -> Option
     }
 }
 
+/// What a damaged block hurts is said of each snapshot. One that no image needs hurts nobody, and goes with its pack.
+fn of_packs(survey: &Survey, record: &DomainRecord, found: &mut Findings) {
+    let packs = &survey.packs;
+    for damage in &packs.damages {
+        let path = survey.packs_directory.join(damage.pack.to_string());
+        let mut hurts = damage.hurts.clone();
+        hurts.sort_by_key(|id| record.snapshots.iter().position(|it| it.id == *id));
+        for id in &hurts {
+            let what = format!("its memory cannot be restored: {}", damage.report);
+            let finding = found.add(FindingKind::Pack, what).at(&*path);
+            if let Some(snapshot) = record.get(*id) {
+                finding.of(snapshot.name());
+            } else if record.managed.as_ref().is_some_and(|it| it.id == *id) {
+                finding.what = format!("what was saved cannot be gone on from: {}", damage.report);
+            }
+        }
+    }
+    for (id, why) in &packs.silent {
+        // Of one that no record names it is said elsewhere that it is there, of one that is damaged in its beginning why.
+        let Some(name) = record.get(*id).map(SnapshotRecord::name) else {
+            continue;
+        };
+        let is_told = |finding: &Finding| {
+            finding.kind == FindingKind::Memory && finding.snapshot.as_deref() == Some(name)
+        };
+        if found.findings.iter().any(is_told) {
+            continue;
+        }
+        let what =
+            format!("what its memory image needs is not known, so that no pack is removed: {why}");
+        let finding = found.add(FindingKind::Memory, what).of(name);
+        if let Some(directory) = survey.directories.get(id) {
+            finding.at(directory.path.join("memory"));
+        }
+    }
+    for path in &packs.orphans {
+        let what = format!("no memory image needs {}", path.display());
+        found.add(FindingKind::OrphanPack, what).at(&**path);
+    }
+    if !packs.orphans.is_empty() {
+        found.repairs.push(Repair::CollectPacks);
+    }
+    for path in &packs.foreign {
+        foreign(path, found);
+    }
+}
+
 fn of_layers(survey: &Survey, record: &DomainRecord, found: &mut Findings) {
     for layer in &record.layers {
         // While two become one, either may be as before or as afterwards.
@@ -182,17 +231,10 @@ fn of_layers(survey: &Survey, record: &DomainRecord, found: &mut Findings) {
 }
 
 fn stands(layer: &Layer, facts: &ImageFacts) -> Option<String> {
-    let wanted = layer.backing.as_ref().map(|below| &*below.image);
-    let stands_on = |image: Option<&Path>| {
-        image.map_or_else(|| "nothing".into(), |image| image.display().to_string())
-    };
-    (facts.backing.as_deref() != wanted).then(|| {
-        format!(
-            "the layer {} says that it stands on {}, and the record on {}",
-            layer.target(),
-            stands_on(facts.backing.as_deref()),
-            stands_on(wanted)
-        )
+    let wanted = layer.backing.as_ref();
+    (!facts.stands_on(wanted)).then(|| {
+        let how = facts.stands_instead_of(wanted);
+        format!("the layer {} {how}", layer.target())
     })
 }
 
@@ -241,12 +283,14 @@ fn of_store(survey: &Survey, record: &DomainRecord, found: &mut Findings) {
     if survey.state == RecordState::Whole && !is_written && of_copies(survey, record, found) {
         found.repairs.push(Repair::WriteCopies);
     }
-    let mut temporaries: Vec<&Path> = survey.temporaries.iter().map(AsRef::as_ref).collect();
+    let temporaries = survey.temporaries.iter().chain(&survey.packs.temporaries);
+    let mut temporaries: Vec<&Path> = temporaries.map(AsRef::as_ref).collect();
     for (id, directory) in &survey.directories {
         for path in &directory.foreign {
             foreign(path, found);
         }
-        if record.get(*id).is_some() {
+        let is_managed = record.managed.as_ref().is_some_and(|it| it.id == *id);
+        if record.get(*id).is_some() || is_managed {
             temporaries.extend(directory.temporaries.iter().map(|path| &**path));
         } else {
             orphan(*id, directory, may_remove, found);
@@ -297,14 +341,20 @@ fn of_copies(survey: &Survey, record: &DomainRecord, found: &mut Findings) -> bo
 
 fn orphan(id: SnapshotId, directory: &Directory, may_remove: bool, found: &mut Findings) {
     let path = &directory.path;
-    let holds = match &directory.memory {
-        Some(_) => " and holds a memory image; it is left alone",
-        None if !directory.foreign.is_empty() => " and holds what is not ours; it is left alone",
-        None => "",
+    let holds = match (&directory.memory, &directory.copy) {
+        (Some(_), _) => " and holds a memory image; it is left alone",
+        // As one of the disks alone, or with its memory elsewhere, where the record is an older one.
+        (None, Copy::Whole(_)) => {
+            " and holds all that was recorded of a snapshot; it is left alone"
+        }
+        (None, _) if !directory.foreign.is_empty() => {
+            " and holds what is not ours; it is left alone"
+        }
+        (None, _) => "",
     };
     let what = format!("no record names {}{holds}", path.display());
     found.add(FindingKind::OrphanDirectory, what).at(path);
-    if may_remove && directory.memory.is_none() && directory.foreign.is_empty() {
+    if may_remove && holds.is_empty() {
         found.repairs.push(Repair::RemoveDirectory { id });
     }
 }

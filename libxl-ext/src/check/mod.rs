@@ -57,6 +57,10 @@ pub enum FindingKind {
     StaleCopy,
     /// A memory image is missing, or is not what the record says.
     Memory,
+    /// A pack, or a block of one, is missing or damaged.
+    Pack,
+    /// A pack that no memory image needs.
+    OrphanPack,
     /// An image, or an internal snapshot in it, is missing or unreadable.
     Disk,
     /// A layer is missing, or does not stand on what the record says.

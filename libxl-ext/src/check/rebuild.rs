@@ -28,6 +28,7 @@ pub(super) fn rebuild(
         record.current = present.current;
         record.layers.clone_from(&present.layers);
         record.left_over.clone_from(&present.left_over);
+        record.managed.clone_from(&present.managed);
     } else {
         notes.push(
             "which snapshot the present state comes from is not known any more: none, from now on"
@@ -35,6 +36,9 @@ pub(super) fn rebuild(
         );
     }
     for (id, directory) in directories {
+        if record.managed.as_ref().is_some_and(|it| it.id == *id) {
+            continue;
+        }
         let made = match (&directory.copy, &directory.memory) {
             (Copy::Whole(copy), _) => {
                 record.generation = record.generation.max(copy.generation);
@@ -107,6 +111,7 @@ fn of_image(id: SnapshotId, image: &Image) -> Result<SnapshotRecord, String> {
         memory: Some(MemoryProof::clone(proof)),
         disks: Vec::new(),
         configuration: None,
+        contents: BTreeMap::new(),
     };
     for (disk, facts) in disks {
         let (proof, disk) = of_disk(id, &name, disk, facts.as_ref())?;

@@ -3,6 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::event::Observer;
+use crate::memory::packed::Traced;
 use crate::model::name::SnapshotId;
 use crate::model::record::DomainRecord;
 use crate::store::{DomainLock, DomainStore, absent_is_fine, atomic};
@@ -33,6 +34,8 @@ pub enum Repair {
         /// The file.
         path: Box<Path>,
     },
+    /// The packs go that no memory image needs.
+    CollectPacks,
     /// The directory of a snapshot goes that nothing names and that holds no memory image.
     RemoveDirectory {
         /// The snapshot.
@@ -51,6 +54,7 @@ impl fmt::Display for Repair {
             }
             Self::WriteCopies => f.write_str("write the copies of what the record says"),
             Self::RemoveTemporary { path } => write!(f, "remove {}", path.display()),
+            Self::CollectPacks => f.write_str("remove the packs that no memory image needs"),
             Self::RemoveDirectory { id } => write!(f, "remove the directory {id}"),
         }
     }
@@ -74,9 +78,16 @@ pub(crate) fn perform(
             Repair::WriteRecord { record, .. } => store.save(record),
             Repair::WriteCopies => store.write_copies(&store.load()?),
             Repair::RemoveTemporary { path } => remove(path),
+            Repair::CollectPacks => collect_packs(store),
             Repair::RemoveDirectory { id } => store.remove_snapshot_directory(*id),
         }
     })
+}
+
+/// Looks again: what is needed is not taken from what was found.
+fn collect_packs(store: &DomainStore) -> Result<()> {
+    let traced = Traced::needs(&store.packed_images()?)?;
+    traced.collect(&store.packs_directory()).map(drop)
 }
 
 /// A second name for the file: the first one is not free before something whole takes it.

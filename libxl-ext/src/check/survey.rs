@@ -3,18 +3,18 @@
 use super::rebuild;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
-use crate::memory;
+use crate::memory::Kept;
+use crate::memory::packed::{self, Damage, Traced};
+use crate::model::configuration::disks_of;
 use crate::model::disk::{DeviceDisk, ImageFacts, ImageFormat};
 use crate::model::name::SnapshotId;
 use crate::model::record::{DomainRecord, MemoryProof};
 use crate::observe::{Asked, Inventory, Target, observe_with};
 use crate::port::Ports;
-use crate::store::{self, PresentCopy, RecordFile, SnapshotCopy, Store, atomic};
-use serde::Deserialize;
+use crate::store::{self, PresentCopy, RecordFile, SnapshotCopy, atomic};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use uuid::Uuid;
 
 /// All that findings are made of.
 #[derive(Clone, Debug)]
@@ -27,6 +27,8 @@ pub(crate) struct Survey {
     pub(super) inventory: Inventory,
     /// The copy of what the record says beside its snapshots.
     pub(super) present: Copy<PresentCopy>,
+    /// What is in packs, and what needs it.
+    pub(super) packs: Packs,
     /// The directories of snapshots.
     pub(super) directories: BTreeMap<SnapshotId, Directory>,
     /// Files that were being replaced.
@@ -37,6 +39,8 @@ pub(crate) struct Survey {
     pub(super) unexplained: Vec<PathBuf>,
     /// Where the record is.
     pub(super) record_path: PathBuf,
+    /// Where the packs are.
+    pub(super) packs_directory: PathBuf,
 }
 
 /// What is in the place of the record.
@@ -56,6 +60,21 @@ pub(super) enum RecordState {
         /// Under which name the damaged file is kept.
         keep_as: Option<PathBuf>,
     },
+}
+
+/// The packs of a domain.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Packs {
+    /// Those that no image needs. Empty as long as it is not known what they all need.
+    pub(super) orphans: Vec<PathBuf>,
+    /// Those that were not completed.
+    pub(super) temporaries: Vec<PathBuf>,
+    /// What is in their directory and not ours.
+    pub(super) foreign: Vec<PathBuf>,
+    /// What is damaged in them, and which images that hurts.
+    pub(super) damages: Vec<Damage>,
+    /// Images of which it is not known what they need, and why.
+    pub(super) silent: Vec<(SnapshotId, String)>,
 }
 
 /// A copy of a part of the record.
@@ -94,12 +113,7 @@ pub(super) type DiskSeen = (DeviceDisk, Option<ImageFacts>);
 ///
 /// # Errors
 /// [`ErrorKind::NewerVersion`] for a store of a newer release; what the ports and the file system report.
-pub(crate) fn survey(
-    ports: &Ports,
-    store: &Store,
-    target: &Target,
-    observer: &dyn Observer,
-) -> Result<Survey> {
+pub(crate) fn survey(ports: &Ports, target: &Target, observer: &dyn Observer) -> Result<Survey> {
     let own = &target.store;
     let file = own.read()?;
     let needs_all = !matches!(file, RecordFile::Whole(_));
@@ -113,7 +127,7 @@ pub(crate) fn survey(
         RecordFile::Absent => Some(format!("{} is gone", record_path.display())),
     };
     let (state, record) = match (file, why) {
-        (RecordFile::Whole(record), _) => (RecordState::Whole, record),
+        (RecordFile::Whole(record), _) => (RecordState::Whole, *record),
         (_, None) => (RecordState::Absent, DomainRecord::new(&target.name)),
         (file, Some(why)) => {
             let mut notes = Vec::new();
@@ -138,18 +152,49 @@ pub(crate) fn survey(
         }
     };
     let inventory = observe_with(ports, target, Asked::default(), record)?;
-    let unexplained = unexplained(store, &inventory);
+    let packs = packs(target, observer)?;
+    let unexplained = unexplained(&inventory);
     Ok(Survey {
         state,
         journal: own.has_journal(),
         inventory,
         present,
+        packs,
         directories,
         temporaries,
         foreign,
         unexplained,
         record_path,
+        packs_directory: own.packs_directory(),
     })
+}
+
+/// Reads all packs that are needed.
+fn packs(target: &Target, observer: &dyn Observer) -> Result<Packs> {
+    let directory = target.store.packs_directory();
+    let mut found = Packs::default();
+    let files = packed::list(&directory)?;
+    let (traced, silent) = Traced::ask(&target.store.packed_images()?);
+    let needed: BTreeSet<SnapshotId> = traced.users().map(|(id, _)| id).collect();
+    for file in &files {
+        if file.is_partial {
+            found.temporaries.push(file.path.clone());
+        } else if silent.is_empty() && !needed.contains(&file.id) {
+            found.orphans.push(file.path.clone());
+        }
+    }
+    if directory.is_dir() {
+        let paths = list(&directory)?.into_iter().map(|(path, _, _)| path);
+        let is_ours = |path: &PathBuf| files.iter().any(|file| file.path == *path);
+        found.foreign = paths.filter(|path| !is_ours(path)).collect();
+    }
+    if !needed.is_empty() {
+        observer.step("read the packs");
+        found.damages = traced.damages(&directory, observer)?;
+    }
+    let silent = silent.into_iter();
+    found.silent = silent.map(|(id, why)| (id, why.report())).collect();
+    Ok(found)
 }
 
 /// Without the layers nobody can say which image a disk is: a guest that is started on another one destroys
@@ -218,7 +263,7 @@ fn walk(
     let own = &target.store;
     let (mut directories, mut temporaries, mut foreign) = Walked::default();
     for (path, name, is_directory) in list(own.directory())? {
-        let id = id_of(&name).filter(|_| is_directory);
+        let id = SnapshotId::of_file_name(&name).filter(|_| is_directory);
         match (id, name.to_str()) {
             (Some(id), _) => {
                 let found = directory(ports, target, id, needs_all, observer)?;
@@ -226,20 +271,13 @@ fn walk(
             }
             _ if store::is_temporary(&name) => temporaries.push(path),
             (_, Some("lock" | "domain" | "journal" | "present")) => {}
-            // Those of an import.
-            (_, Some("images")) if is_directory => {}
+            // Those of an import; those that are looked at by themselves.
+            (_, Some("images" | "packs")) if is_directory => {}
             (_, Some(kept)) if kept.starts_with("domain.damaged-") => {}
             _ => foreign.push(path),
         }
     }
     Ok((directories, temporaries, foreign))
-}
-
-/// An id in the one form in which it is written.
-fn id_of(name: &std::ffi::OsStr) -> Option<SnapshotId> {
-    let text = name.to_str()?;
-    let id = SnapshotId(Uuid::try_parse(text).ok()?);
-    (id.to_string() == text).then_some(id)
 }
 
 fn list(directory: &Path) -> Result<Vec<(PathBuf, std::ffi::OsString, bool)>> {
@@ -274,9 +312,9 @@ fn directory(
     }
     let copy = copy(own.snapshot_copy(id))?;
     let hash = needs_all && !matches!(copy, Copy::Whole(_));
-    let memory_path = own.memory_path(id);
-    let memory = if atomic::is_there(&memory_path) {
-        Some(image(ports, &memory_path, hash, observer))
+    let kept = own.kept_in_store(id);
+    let memory = if atomic::is_there(&kept.image) {
+        Some(image(ports, &kept, hash, observer))
     } else {
         None
     };
@@ -289,20 +327,18 @@ fn directory(
     })
 }
 
-fn image(ports: &Ports, path: &Path, hash: bool, observer: &dyn Observer) -> Image {
-    let opened = atomic::open_own(path).and_then(|mut file| {
-        let bytes = file
-            .metadata()
-            .map_err(|error| Error::io(format!("read {}", path.display()), error))?
-            .len();
-        Ok((bytes, memory::read_header(&mut file)))
+fn image(ports: &Ports, kept: &Kept, hash: bool, observer: &dyn Observer) -> Image {
+    let opened = atomic::open_own(&kept.image).and_then(|file| {
+        let read = |error| Error::io(format!("read {}", kept.image.display()), error);
+        Ok(file.metadata().map_err(read)?.len())
     });
     let (bytes, configuration) = match opened {
-        Ok((bytes, read)) => (bytes, read.map_err(|error| error.report())),
+        Ok(bytes) => (bytes, kept.configuration().map_err(|error| error.report())),
         Err(error) => (0, Err(error.report())),
     };
     let read = match &configuration {
-        Ok(configuration) if hash => memory::measure(path, observer)
+        Ok(configuration) if hash => kept
+            .measure(observer)
             .ok()
             .map(|proof| (proof, disks(ports, configuration))),
         _ => None,
@@ -317,8 +353,7 @@ fn image(ports: &Ports, path: &Path, hash: bool, observer: &dyn Observer) -> Ima
 /// The writable disks of a configuration, with what is in the qcow2 images among them.
 fn disks(ports: &Ports, configuration: &str) -> Vec<DiskSeen> {
     let value: serde_json::Value = serde_json::from_str(configuration).unwrap_or_default();
-    let disks = value.get("disks").map(Vec::<DeviceDisk>::deserialize);
-    let disks = disks.and_then(std::result::Result::ok).unwrap_or_default();
+    let disks = disks_of(&value).unwrap_or_default();
     let writable = disks.into_iter().filter(DeviceDisk::is_writable);
     writable
         .map(|disk| {
@@ -341,7 +376,7 @@ fn has_name_of_ours(name: &std::ffi::OsStr) -> bool {
         .to_str()
         .and_then(|name| name.strip_suffix(".qcow2"))
         .and_then(|name| name.rsplit_once(".xl-ext-"))
-        .and_then(|(_, id)| id_of(id.as_ref()));
+        .and_then(|(_, id)| SnapshotId::of_file_name(id.as_ref()));
     id.is_some()
 }
 
@@ -361,39 +396,22 @@ fn neighbours(images: impl Iterator<Item = PathBuf>) -> BTreeSet<PathBuf> {
 }
 
 /// Those of which no record in the store knows, and that are no disk of the domain.
-pub(super) fn unexplained(store: &Store, inventory: &Inventory) -> Vec<PathBuf> {
+pub(super) fn unexplained(inventory: &Inventory) -> Vec<PathBuf> {
     let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
     let disks = inventory.live.iter().flat_map(|live| &live.disks);
     let disks: Vec<PathBuf> = disks
         .filter_map(|disk| disk.pdev_path.as_ref().map(PathBuf::from))
         .collect();
-    let others = store.records();
+    let others = inventory.claimed.keys().map(PathBuf::as_path);
     let known: BTreeSet<PathBuf> = others
-        .iter()
-        .chain([&inventory.record])
-        .flat_map(images_of)
-        .map(Path::to_path_buf)
-        .chain(disks.iter().cloned())
-        .map(|path| real(&path))
+        .chain(inventory.record.images())
+        .chain(disks.iter().map(PathBuf::as_path))
+        .map(real)
         .collect();
-    let own = images_of(&inventory.record).map(Path::to_path_buf);
+    let own = inventory.record.images().map(Path::to_path_buf);
     let beside = neighbours(own.chain(disks));
     beside
         .into_iter()
         .filter(|path| !known.contains(&real(path)))
         .collect()
-}
-
-/// Every image that a record names.
-fn images_of(record: &DomainRecord) -> impl Iterator<Item = &Path> {
-    let of_snapshots = record
-        .snapshots
-        .iter()
-        .flat_map(|snapshot| &snapshot.disks)
-        .map(|proof| &*proof.target.image);
-    let of_layers = record.layers.iter().flat_map(|layer| {
-        let below = layer.backing.iter().map(|below| &*below.image);
-        [&*layer.image, &*layer.base.image].into_iter().chain(below)
-    });
-    of_snapshots.chain(of_layers)
 }

@@ -72,6 +72,7 @@ fn an_image_is_explained_by_any_record_of_the_store() {
         vdev: "xvda".into(),
         image: path.into(),
         backing: None,
+        below_written: None,
         base: crate::model::layer::Backing {
             image: images.join("a.qcow2").into(),
             format: crate::model::disk::ImageFormat::Qcow2,
@@ -85,16 +86,18 @@ fn an_image_is_explained_by_any_record_of_the_store() {
     let mut domain = DomainRecord::new("g");
     domain.layers.push(layer(&ours));
     let inventory = crate::observe::Inventory {
+        elsewhere: std::collections::BTreeMap::new(),
         domain: "g".into(),
         live: None,
         record: domain,
         images: std::collections::BTreeMap::new(),
         unreadable: std::collections::BTreeMap::new(),
         memory: std::collections::BTreeMap::new(),
-        claimed: std::collections::BTreeMap::new(),
+        packs: crate::observe::Packs::default(),
+        claimed: crate::observe::claimed(&store.domain("g")),
         free_bytes: 0,
         off: None,
         off_unknown: None,
     };
-    assert_eq!(unexplained(&store, &inventory), [orphan]);
+    assert_eq!(unexplained(&inventory), [orphan]);
 }

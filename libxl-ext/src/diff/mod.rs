@@ -9,9 +9,10 @@ mod tests;
 
 pub use configuration::Changed;
 pub use disk::DiskDifference;
+pub(crate) use disk::checksum;
 pub use pages::PageDifference;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::event::Observer;
 use crate::model::record::SnapshotRecord;
 use crate::observe::Inventory;
@@ -24,7 +25,7 @@ use serde::Serialize;
 /// What differs between two snapshots.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Difference {
-    /// Values of the domain's configuration; none where one of the two has no memory image.
+    /// Values of the domain's configuration; none where nothing is recorded of one of the two.
     pub configuration: Option<Vec<Changed>>,
     /// Each disk that one of the two holds.
     pub disks: Vec<DiskDifference>,
@@ -35,7 +36,7 @@ pub struct Difference {
 /// Compares. All of the disks and memory images is read, and verified on the way.
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`] for a snapshot that is not what it was; what the ports report.
+/// [`crate::ErrorKind::Corrupt`] for a snapshot that is not what it was; what the ports report.
 pub(crate) fn diff(
     ports: &Ports,
     inventory: &Inventory,
@@ -44,35 +45,33 @@ pub(crate) fn diff(
     observer: &dyn Observer,
 ) -> Result<Difference> {
     for snapshot in [from, to] {
-        for proof in &snapshot.disks {
-            let own = verify::of_disk(inventory, snapshot, proof);
-            let chain = verify::chain(inventory, &proof.target.image);
-            if let Some(what) = own.into_iter().chain(chain).next() {
-                return Err(Error::new(
-                    ErrorKind::Corrupt,
-                    format!("snapshot '{}' is not what it was: {what}", snapshot.name()),
-                ));
-            }
-        }
+        verify::require_disks_as_recorded(inventory, snapshot)?;
     }
     let disks = disk::compare(ports, &inventory.record, [from, to], observer)?;
     let read = |snapshot: &SnapshotRecord| match &snapshot.memory {
         None => Ok(None),
         Some(proof) => {
             observer.step(&format!("read the memory of '{}'", snapshot.name()));
-            Memory::read(&store.memory_path(snapshot.id), proof, observer).map(Some)
+            Memory::read(&store.kept_memory(snapshot), proof, observer).map(Some)
         }
     };
-    let (configuration, memory) = match (read(from)?, read(to)?) {
-        (Some(from), Some(to)) => (
-            Some(configuration::compare(
-                &from.configuration,
-                &to.configuration,
-            )?),
-            Some(pages::compare(&from.pages, &to.pages)),
-        ),
-        _ => (None, None),
+    // That of the disks alone is in the record.
+    let recorded = |snapshot: &SnapshotRecord| {
+        let configuration = snapshot.configuration.as_ref();
+        configuration.map(ToString::to_string)
     };
+    let (from_memory, to_memory) = (read(from)?, read(to)?);
+    let configuration_of = |snapshot, memory: &Option<Memory>| {
+        let saved = memory.as_ref().map(|memory| memory.configuration.clone());
+        saved.or_else(|| recorded(snapshot))
+    };
+    let configurations = configuration_of(from, &from_memory).zip(configuration_of(to, &to_memory));
+    let configuration = configurations
+        .map(|(from, to)| configuration::compare(&from, &to))
+        .transpose()?;
+    let memory = from_memory
+        .zip(to_memory)
+        .map(|(from, to)| pages::compare(&from.pages, &to.pages));
     Ok(Difference {
         configuration,
         disks,

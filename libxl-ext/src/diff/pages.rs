@@ -2,13 +2,10 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Observer, Progress};
-use crate::memory::{self, PAGE, Pages};
+use crate::memory::{self, Content, Kept, PAGE, Pages};
 use crate::model::record::MemoryProof;
-use crate::store::atomic;
 use serde::Serialize;
-use std::fs::File;
 use std::io::{self, BufReader, Read};
-use std::path::Path;
 use xxhash_rust::xxh3::Xxh3;
 
 /// What differs in memory, in pages of 4096 bytes.
@@ -36,7 +33,8 @@ pub(super) struct Memory {
 
 impl Memory {
     /// Reads an image, and proves on the way that it is the recorded one.
-    pub(super) fn read(path: &Path, proof: &MemoryProof, observer: &dyn Observer) -> Result<Self> {
+    pub(super) fn read(kept: &Kept, proof: &MemoryProof, observer: &dyn Observer) -> Result<Self> {
+        let path = kept.image.as_path();
         let damaged = || {
             Error::new(
                 ErrorKind::Corrupt,
@@ -47,7 +45,7 @@ impl Memory {
             )
         };
         let mut reading = Reading {
-            file: BufReader::with_capacity(1 << 20, atomic::open_own(path)?),
+            file: BufReader::with_capacity(1 << 20, kept.open()?),
             hash: Xxh3::new(),
             done: 0,
             total: proof.bytes,
@@ -77,7 +75,7 @@ impl Memory {
 
 /// Checksums what is read.
 struct Reading<'a> {
-    file: BufReader<File>,
+    file: BufReader<Content>,
     hash: Xxh3,
     done: u64,
     total: u64,

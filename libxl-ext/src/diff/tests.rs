@@ -1,9 +1,11 @@
 use super::pages::{Memory, compare};
 use super::*;
 use crate::bundle::tests::{NAME, Tree};
+use crate::error::ErrorKind;
 use crate::event::Unobserved;
-use crate::memory::{self, stream};
+use crate::memory::{self, Kept, stream};
 use crate::model::disk::ImageFormat;
+use crate::model::domain::GuestState;
 use crate::model::layer::{Backing, Layer};
 use crate::model::record::MemoryProof;
 use crate::port::Images;
@@ -17,10 +19,10 @@ fn image(directory: &Path, name: &str, records: &[&[(u64, Option<u8>)]]) -> (Pat
     bytes.extend(stream(records));
     bytes.extend(b"what the device model says");
     std::fs::write(&path, &bytes).unwrap();
-    let proof = MemoryProof {
-        bytes: bytes.len() as u64,
-        xxh3: format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&bytes)),
-    };
+    let proof = MemoryProof::plain(
+        bytes.len() as u64,
+        format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&bytes)),
+    );
     (path, proof)
 }
 
@@ -40,7 +42,13 @@ fn changed_pages_are_counted_and_a_damaged_image_is_refused() {
             &[(3, Some(3))],
         ],
     );
-    let read = |path: &Path, proof| Memory::read(path, proof, &Unobserved);
+    let read = |path: &Path, proof| {
+        let kept = Kept {
+            image: path.to_owned(),
+            packs: directory.path().join("packs"),
+        };
+        Memory::read(&kept, proof, &Unobserved)
+    };
     let (from, to) = (read(&a, &a_proof).unwrap(), read(&b, &b_proof).unwrap());
     assert_eq!(from.configuration, "{\"a\": 1}");
     assert_eq!(
@@ -62,17 +70,18 @@ fn changed_pages_are_counted_and_a_damaged_image_is_refused() {
         std::fs::write(&a, &changed).unwrap();
         let error = read(&a, &a_proof).err().expect("it was changed");
         assert_eq!(error.kind(), ErrorKind::Corrupt, "byte {at}");
-        assert!(error.report().contains("checksum"), "byte {at}");
+        let says = if at == 0 { "begin" } else { "checksum" };
+        assert!(error.report().contains(says), "byte {at}");
         std::fs::write(&a, &whole[..at]).unwrap();
         assert!(read(&a, &a_proof).is_err(), "cut at {at}");
     }
     // Whoever wrote the record too gets no further.
     let junk = [memory::header("{}").unwrap(), b"junk".to_vec()].concat();
     std::fs::write(&a, &junk).unwrap();
-    let proof = MemoryProof {
-        bytes: junk.len() as u64,
-        xxh3: format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&junk)),
-    };
+    let proof = MemoryProof::plain(
+        junk.len() as u64,
+        format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&junk)),
+    );
     let error = read(&a, &proof).err().expect("it is junk");
     assert_eq!(error.kind(), ErrorKind::Corrupt);
 }
@@ -119,6 +128,7 @@ fn a_guests_view_is_read_through_layers_and_in_internal_snapshots() {
         vdev: "xvda".into(),
         image: path("layer.qcow2").into(),
         backing: Some(below.clone()),
+        below_written: None,
         base: below.clone(),
         active: true,
         merging: None,
@@ -204,6 +214,32 @@ fn two_snapshots_are_compared_as_the_guest_saw_them() {
         .collect();
     assert_eq!(keys, ["disks[1].format", "disks[1].pdev_path"]);
     assert_eq!(found.memory.unwrap().changed, 1);
+    // The same where the memory of one is a file of the user's.
+    let elsewhere = tree.move_memory("s1");
+    assert_eq!(diff(["s1", "s2"]).unwrap().memory.unwrap().changed, 1);
+    std::fs::remove_file(elsewhere).unwrap();
+    let error = diff(["s1", "s2"]).unwrap_err();
+    assert!(error.report().contains("elsewhere"), "{}", error.report());
     let error = diff(["s1", "none"]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSuchSnapshot);
+}
+
+/// They have no memory images; what the domain was made of is recorded.
+#[test]
+fn configurations_of_the_disks_alone_are_compared_too() {
+    let tree = Tree::new();
+    let store = tree.store(NAME);
+    let mut record = store.load().unwrap();
+    for (snapshot, vcpus) in record.snapshots.iter_mut().zip([1, 2]) {
+        snapshot.guest = GuestState::Off;
+        snapshot.memory = None;
+        snapshot.snapshot.memory_file = None;
+        snapshot.configuration = Some(serde_json::json!({ "b_info": { "max_vcpus": vcpus } }));
+    }
+    store.save(&record).unwrap();
+    let found = tree.host().diff(NAME, ["s1", "s2"], &Unobserved).unwrap();
+    assert_eq!(found.memory, None);
+    let configuration = found.configuration.unwrap();
+    let keys: Vec<_> = configuration.iter().map(|it| &*it.key).collect();
+    assert_eq!(keys, ["b_info.max_vcpus"]);
 }

@@ -1,19 +1,31 @@
 //! What the steps do that work on images: those that a QEMU has open, and those that nobody has.
 
+use super::journal::Journal;
 use super::perform::{LAST_WRITES, Measured, Performer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::disk::{DiskKind, DiskTarget, ImageFormat};
+use crate::model::disk::{DiskKind, DiskTarget, ImageFormat, Stamp};
 use crate::model::domain::{DomainLife, DomainState};
 use crate::model::layer::{Backing, Into, Layer};
 use crate::model::name::SnapshotId;
 use crate::model::record::{DiskProof, DomainRecord};
 use crate::plan::{Extracted, Merge, StoreChange, Switch};
 use crate::port::{BlockNode, DomainView};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long xl may take between a domain's end and its start in a reboot.
 const RESTART_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 30 });
+
+/// A start of the domain by somebody else.
+#[derive(Clone, Copy)]
+enum Start {
+    /// It is there, with the domid.
+    Begun(u32),
+    /// xl is about to start it.
+    Near,
+}
 
 /// A domain's QEMU at one instant.
 struct Qemu {
@@ -28,10 +40,8 @@ impl Qemu {
 
     /// Whether it has an image open that stands on another one.
     fn stands_on(&self, image: &Path, below: Option<&Backing>) -> bool {
-        let below = below.map(|below| &*below.image);
-        self.nodes
-            .iter()
-            .any(|node| &*node.image == image && node.facts.backing.as_deref() == below)
+        let mut nodes = self.nodes.iter();
+        nodes.any(|node| &*node.image == image && node.facts.stands_on(below))
     }
 }
 
@@ -94,7 +104,7 @@ impl Performer<'_> {
                     return Err(self.not_its_layer(layer));
                 }
             }
-            _ => self.merge_closed(merge)?,
+            _ => self.merge_closed(merge, seen.is_none())?,
         }
         if merge.into == Into::Below {
             // Those that a QEMU has open it has put onto the image below itself.
@@ -114,9 +124,12 @@ impl Performer<'_> {
             .try_for_each(|image| images.make_durable(image))
     }
 
-    /// Merges images that no QEMU has open.
-    fn merge_closed(&self, merge: &Merge) -> Result<()> {
-        self.require_no_restart()?;
+    /// Merges images that no QEMU has open: those of a domain that is off, or of another branch than the one that
+    /// it runs on.
+    fn merge_closed(&self, merge: &Merge, is_off: bool) -> Result<()> {
+        if is_off {
+            self.require_no_restart()?;
+        }
         match merge.into {
             Into::Below if merge.layer.active => return self.leave_closed(&merge.layer),
             Into::Below => {
@@ -128,12 +141,17 @@ impl Performer<'_> {
                 self.ports.images.rebase_layer(&merge.layer, onto, true)?;
             }
         }
-        self.require_still_off(&merge.layer)
+        self.require_still_closed(&merge.layer)
     }
 
     /// A domain that is started while its images are merged would write to one of them.
-    fn require_still_off(&self, layer: &Layer) -> Result<()> {
-        let Some(qemu) = self.look_at_qemu()? else {
+    fn require_still_closed(&self, layer: &Layer) -> Result<()> {
+        let images = [
+            Some(&layer.image),
+            layer.backing.as_ref().map(|it| &it.image),
+        ];
+        let is_open = |qemu: &Qemu| images.into_iter().flatten().any(|it| qemu.has_open(it));
+        let Some(qemu) = self.look_at_qemu()?.filter(is_open) else {
             return Ok(());
         };
         let error = Error::new(
@@ -150,28 +168,51 @@ impl Performer<'_> {
         })
     }
 
+    /// Between two images of a domain that is off, until the next command.
+    fn require_no_restart(&self) -> Result<()> {
+        let Some(start) = self.start_in_sight()? else {
+            return Ok(());
+        };
+        let hint = match start {
+            Start::Begun(_) => "the next command for it goes on",
+            Start::Near => "give the command again when it runs, or end its `xl` process",
+        };
+        Err(Error::new(ErrorKind::NeedsRepair, self.started(start)).hint(hint))
+    }
+
+    /// Nobody uses the disks of a domain that is off, or is about to.
+    pub(super) fn require_off(&self) -> Result<()> {
+        match self.start_in_sight()? {
+            None => Ok(()),
+            Some(start) => Err(Error::new(ErrorKind::Stale, self.started(start))
+                .hint("give the command again when it runs, or shut it down first")),
+        }
+    }
+
+    fn started(&self, start: Start) -> String {
+        let domain = &self.plan.domain;
+        match start {
+            Start::Begun(domid) => format!("domain '{domain}' was just started (domid {domid})"),
+            Start::Near => format!("xl is about to start domain '{domain}' anew"),
+        }
+    }
+
     /// xl reads what a domain is made of before it destroys it for a reboot: for some seconds there is no domain, and
     /// yet it is known on which images it will go on.
-    fn require_no_restart(&self) -> Result<()> {
+    fn start_in_sight(&self) -> Result<Option<Start>> {
         let deadline = Instant::now() + RESTART_LIMIT;
-        while self.find_by_name()?.is_none() {
-            if self.ports.monitors.find(&self.plan.domain)?.is_none() {
-                return Ok(());
+        loop {
+            if let Some(view) = self.find_by_name()? {
+                return Ok(Some(Start::Begun(view.life.domid)));
+            }
+            if self.ports.monitors.find(&self.plan.domain, None)?.is_none() {
+                return Ok(None);
             }
             if Instant::now() >= deadline {
-                return Err(Error::new(
-                    ErrorKind::NeedsRepair,
-                    format!("xl is about to start domain '{}' anew", self.plan.domain),
-                )
-                .hint("give the command again when it runs, or end its `xl` process"));
+                return Ok(Some(Start::Near));
             }
             std::thread::sleep(Duration::from_millis(200));
         }
-        Err(Error::new(
-            ErrorKind::NeedsRepair,
-            format!("domain '{}' was just started", self.plan.domain),
-        )
-        .hint("the next command for it goes on"))
     }
 
     /// The images that the QEMU of the domain of the plan's name has open; none if there is no domain.
@@ -204,20 +245,28 @@ impl Performer<'_> {
         let changed: Vec<_> = match change {
             StoreChange::Merged { merge } => merge.images(),
             StoreChange::Remove { changed, .. } => changed.iter().map(|image| &**image).collect(),
-            StoreChange::Stopped => return self.restamp_unknown(record),
+            // All of which nobody knew when they were last written to, since we were about to.
+            StoreChange::Stopped => record.images().collect(),
             _ => return Ok(()),
         };
-        let proofs = record
-            .snapshots
-            .iter_mut()
-            .flat_map(|snapshot| &mut snapshot.disks);
-        for proof in proofs.filter(|proof| proof.kind == DiskKind::External) {
-            let DiskTarget { image, format, .. } = &proof.target;
-            if changed.contains(&&**image) {
-                self.ports.images.make_durable(image)?;
-                let facts = self.ports.images.facts(image, *format)?;
-                proof.stamp = facts.map(|facts| facts.written);
+        let changed: BTreeSet<Box<Path>> = changed.into_iter().map(Box::from).collect();
+        let images = &self.ports.images;
+        let mut seen: BTreeMap<Box<Path>, Option<Stamp>> = BTreeMap::new();
+        for (Backing { image, format }, stamp) in record.last_writes_mut() {
+            if stamp.is_some() || !changed.contains(&image) {
+                continue;
             }
+            *stamp = match seen.entry(image) {
+                Entry::Occupied(seen) => *seen.get(),
+                Entry::Vacant(unseen) => {
+                    let image = unseen.key();
+                    if *change != StoreChange::Stopped {
+                        images.make_durable(image)?;
+                    }
+                    let facts = images.facts(image, format)?;
+                    *unseen.insert(facts.map(|facts| facts.written))
+                }
+            };
         }
         Ok(())
     }
@@ -289,17 +338,22 @@ impl Performer<'_> {
             measured.stamps.insert(disk.image.clone(), held.stamp);
         }
         self.read_last_writes(layers, measured)?;
-        match self.find_by_name()? {
-            None => Ok(()),
-            Some(view) => Err(Error::new(
-                ErrorKind::Stale,
-                format!(
-                    "domain '{}' was started meanwhile (domid {})",
-                    self.plan.domain, view.life.domid
-                ),
-            )
-            .hint("shut it down and give the command again")),
+        self.require_off()
+    }
+
+    /// The disks of a domain that was saved. Who started it meanwhile may have written to them.
+    pub(super) fn stamp_images(&self, disks: &[DiskTarget], measured: &mut Measured) -> Result<()> {
+        let images = &self.ports.images;
+        for disk in disks {
+            images.require_closed(&disk.image)?;
+            images.make_durable(&disk.image)?;
+            let facts = images.facts(&disk.image, disk.format)?;
+            // The time of a device is that of its name.
+            if let Some(facts) = facts.filter(|facts| !facts.is_device) {
+                measured.stamps.insert(disk.image.clone(), facts.written);
+            }
         }
+        self.require_off()
     }
 
     /// A domain that is gone, or another one, needs not be told.
@@ -413,7 +467,7 @@ impl Performer<'_> {
         if let Some(below) = &layer.backing {
             self.ports.images.make_durable(&below.image)?;
         }
-        self.require_still_off(layer)?;
+        self.require_still_closed(layer)?;
         self.ports.images.retire_layer(layer)
     }
 
@@ -422,10 +476,10 @@ impl Performer<'_> {
         let (Some(killed_at), Some(below)) = (self.killed_at, &layer.backing) else {
             return Ok(());
         };
-        let written = |image: &Path| std::fs::metadata(image).and_then(|file| file.modified());
+        let written = |image: &Path| self.ports.images.last_write(image);
         // A merge in QEMU goes on without us, for as long as the guest does.
         let last = written(&layer.image).map_or(killed_at, |time| time.max(killed_at));
-        if written(&below.image).is_ok_and(|time| time > last + LAST_WRITES) {
+        if written(&below.image).is_some_and(|time| time > last + LAST_WRITES) {
             let (layer, below) = (layer.image.display(), below.image.display());
             return Err(Error::new(
                 ErrorKind::NeedsRepair,
@@ -436,21 +490,15 @@ impl Performer<'_> {
                  to go on with {below} alone, `truncate -s 0 {layer}` and give any command"
             )));
         }
-        Ok(())
+        self.write_ourselves()
     }
 
-    /// Images of which nobody knew when they were last written to, since we were about to.
-    fn restamp_unknown(&self, record: &mut DomainRecord) -> Result<()> {
-        let proofs = record
-            .snapshots
-            .iter_mut()
-            .flat_map(|snapshot| &mut snapshot.disks);
-        for proof in proofs.filter(|proof| proof.kind == DiskKind::External) {
-            if proof.stamp.is_none() {
-                let DiskTarget { image, format, .. } = &proof.target;
-                let facts = self.ports.images.facts(image, *format)?;
-                proof.stamp = facts.map(|facts| facts.written);
-            }
+    /// Images were found as they were left: what is written to them from now on is ours, and who comes after another
+    /// kill must not take it for a stranger's.
+    fn write_ourselves(&self) -> Result<()> {
+        if self.killed_at.is_some() {
+            self.has_written.set(true);
+            Journal::renew(self.store)?;
         }
         Ok(())
     }
@@ -494,9 +542,10 @@ impl Performer<'_> {
 
     pub(super) fn apply_images(&self, id: SnapshotId, disks: &[DiskTarget]) -> Result<()> {
         self.refuse_if_used_since(disks)?;
-        disks
-            .iter()
-            .try_for_each(|disk| self.ports.images.apply_snapshot(disk, &id.tag()))
+        disks.iter().try_for_each(|disk| {
+            self.write_ourselves()?;
+            self.ports.images.apply_snapshot(disk, &id.tag())
+        })
     }
 
     /// After a kill: a memory image fits the disks as they were left. If somebody used them since, it does
@@ -510,7 +559,7 @@ impl Performer<'_> {
         }
         self.refuse_if_written_since(disks.iter().map(|disk| &disk.image))?;
         self.images_are_ours.set(true);
-        Ok(())
+        self.write_ourselves()
     }
 
     pub(super) fn refuse_if_written_since<'a>(
@@ -521,8 +570,8 @@ impl Performer<'_> {
             return Ok(());
         };
         for image in images {
-            let written = std::fs::metadata(image).and_then(|image| image.modified());
-            if written.is_ok_and(|time| time > killed_at + LAST_WRITES) {
+            let written = self.ports.images.last_write(image);
+            if written.is_some_and(|time| time > killed_at + LAST_WRITES) {
                 return Err(Error::new(
                     ErrorKind::NeedsRepair,
                     format!(
@@ -544,9 +593,23 @@ impl Performer<'_> {
                 Some((view, Some(nodes))) if nodes.iter().any(|node| node.image == disk.image) => {
                     self.ports.block.delete_snapshot(view.life, &tag, disk)?;
                 }
-                _ => self.ports.images.delete_snapshot(disk, &tag)?,
+                _ => {
+                    self.ports.images.delete_snapshot(disk, &tag)?;
+                    self.release_leaks(disk);
+                }
             }
         }
         Ok(())
+    }
+
+    /// Where we were killed, the host may have gone down with the image's QEMU at work. What is lost otherwise is room,
+    /// so nothing fails for it.
+    fn release_leaks(&self, disk: &DiskTarget) {
+        if self.killed_at.is_none() {
+            return;
+        }
+        if let Err(error) = self.ports.images.release_leaks(disk) {
+            tracing::warn!("{}", error.report());
+        }
     }
 }

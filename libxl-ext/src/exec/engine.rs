@@ -5,7 +5,7 @@ use super::journal::Journal;
 use super::perform::{Measured, Performer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
-use crate::plan::{Memory, Operation, Plan, Step, StoreChange};
+use crate::plan::{Memory, Operation, Plan, StoreChange};
 use crate::port::Ports;
 use crate::store::{DomainLock, DomainStore};
 use std::cell::Cell;
@@ -42,16 +42,20 @@ pub fn run(
         may_still_suspend: false,
         killed_at: None,
         images_are_ours: Cell::new(false),
+        has_written: Cell::new(false),
     };
     let mut measured = Measured::default();
     let (no_loss, no_return) = (plan.point_of_no_loss(), plan.point_of_no_return());
     for (at, step) in plan.steps.iter().enumerate() {
         performer.post_progress(at);
+        let (mut begun, mut performed) = (false, false);
         let result = abort_wanted(observer, at <= no_loss)
             .inspect(|()| fault::at_step(Way::Do, at, step, Stage::Next))
             .and_then(|()| journal.begin(at))
+            .inspect(|()| begun = true)
             .inspect(|()| fault::at_step(Way::Do, at, step, Stage::Begun))
             .and_then(|()| performer.perform(step, &mut measured))
+            .inspect(|()| performed = true)
             .inspect(|()| fault::at_step(Way::Do, at, step, Stage::Performed))
             .and_then(|()| journal.done(at))
             .inspect(|()| fault::at_step(Way::Do, at, step, Stage::Done));
@@ -59,15 +63,20 @@ pub fn run(
         // A commit that failed may have happened all the same, when only its flush did not.
         let committed = match at.cmp(&no_return) {
             Ordering::Less => Ok(false),
+            Ordering::Equal if plan.is_final_once_started() => Ok(begun),
             Ordering::Equal => performer.committed(),
             Ordering::Greater => Ok(true),
         };
         return match committed {
             Ok(false) => Err(give_up(plan, at, error, journal, &performer)),
             Ok(true) => {
-                finish_later(plan, step, journal, error, &performer).map(|outcome| Outcome {
-                    pause: measured.pause,
-                    ..outcome
+                // What was done, and could not be written down, is for recovery as after a kill.
+                let must_be_finished = performed || step.must_be_finished();
+                finish_later(plan, must_be_finished, journal, error, &performer).map(|outcome| {
+                    Outcome {
+                        pause: measured.pause,
+                        ..outcome
+                    }
                 })
             }
             Err(unknown) => Err(in_doubt(plan, &error, unknown)),
@@ -99,6 +108,7 @@ fn give_up(
         // libxl lost patience, but the guest may still have the request.
         may_still_suspend: error.kind() == ErrorKind::GuestTimeout,
         images_are_ours: Cell::new(false),
+        has_written: Cell::new(false),
         ..*performer
     };
     let undone = performer
@@ -107,18 +117,16 @@ fn give_up(
     performer.withdraw_progress();
     match undone {
         Ok(()) => error.while_doing(format!(
-            "{} of '{}' failed, and domain '{}', its disks and its snapshots {}",
-            plan.operation.as_str(),
-            plan.snapshot,
+            "{} failed, and domain '{}', its disks and its snapshots {}",
+            plan.title_within_domain(),
             plan.domain,
             aftermath(&performer, at)
         )),
         Err(undo) => Error::new(
             ErrorKind::NeedsRepair,
             format!(
-                "{} of '{}' failed ({}), and could not be taken back completely",
-                plan.operation.as_str(),
-                plan.snapshot,
+                "{} failed ({}), and could not be taken back completely",
+                plan.title_within_domain(),
                 error.report()
             ),
         )
@@ -139,23 +147,18 @@ fn aftermath(performer: &Performer<'_>, at: usize) -> String {
 /// The operation is completed; only tidying up failed.
 fn finish_later(
     plan: &Plan,
-    step: &Step,
+    must_be_finished: bool,
     journal: Journal,
     error: Error,
     performer: &Performer<'_>,
 ) -> Result<Outcome> {
     performer.withdraw_progress();
     if plan.operation == Operation::SnapshotDelete {
-        if error.kind() == ErrorKind::NeedsRepair || step.must_be_finished() {
+        if error.kind() == ErrorKind::NeedsRepair || must_be_finished {
             // The journal stays: it knows how to go on.
             return Err(Error::new(
                 ErrorKind::NeedsRepair,
-                format!(
-                    "{} of '{}', domain '{}', is done only in part",
-                    plan.operation.as_str(),
-                    plan.snapshot,
-                    plan.domain
-                ),
+                format!("{}, is done only in part", plan.title()),
             )
             .because(error)
             .hint(
@@ -171,12 +174,7 @@ fn finish_later(
             tracing::warn!("{}", close.report());
         }
         return Err(error
-            .while_doing(format!(
-                "{} of '{}', domain '{}', is done only in part",
-                plan.operation.as_str(),
-                plan.snapshot,
-                plan.domain
-            ))
+            .while_doing(format!("{}, is done only in part", plan.title()))
             .hint("give the command again when the cause is removed"));
     }
     Ok(Outcome {
@@ -190,9 +188,8 @@ fn in_doubt(plan: &Plan, error: &Error, unknown: Error) -> Error {
     Error::new(
         ErrorKind::NeedsRepair,
         format!(
-            "{} of '{}' failed ({}), and it cannot be seen how far it got",
-            plan.operation.as_str(),
-            plan.snapshot,
+            "{} failed ({}), and it cannot be seen how far it got",
+            plan.title_within_domain(),
             error.report()
         ),
     )

@@ -8,10 +8,9 @@
 use super::fault;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Plan;
-use crate::store::{DomainStore, Envelope, absent_is_fine, atomic};
+use crate::store::{DomainStore, Envelope, absent_is_fine, atomic, room};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -103,20 +102,25 @@ impl Journal {
         })
     }
 
+    /// On the disk when it returns: what is begun without its word, recovery knows nothing of.
     pub(super) fn begin(&mut self, step: usize) -> Result<()> {
-        self.append(&Entry::Begun(step))
+        self.append(&Entry::Begun(step), File::sync_all)
     }
 
+    /// Not flushed: without its word recovery takes the step for one that was interrupted at its end. The next entry
+    /// takes it to the disk.
     pub(super) fn done(&mut self, step: usize) -> Result<()> {
-        self.append(&Entry::Done(step))
+        self.append(&Entry::Done(step), |_| Ok(()))
     }
 
+    /// On the disk when it returns.
     pub(super) fn undoing(&mut self, from: usize) -> Result<()> {
-        self.append(&Entry::Undoing(from))
+        self.append(&Entry::Undoing(from), File::sync_all)
     }
 
+    /// Flushed, since more of the undo follows without a word before it.
     pub(super) fn undone(&mut self, steps: usize) -> Result<()> {
-        self.append(&Entry::Undone(steps))
+        self.append(&Entry::Undone(steps), File::sync_all)
     }
 
     /// The operation has ended, one way or the other.
@@ -129,8 +133,22 @@ impl Journal {
         Ok(())
     }
 
-    /// The time of the file is that of the kill, also after attempts to recover: what is written to images
-    /// between two of them is a stranger's.
+    /// Images are about to be written to by whoever recovers: from now on, that is their time.
+    pub(super) fn renew(store: &DomainStore) -> Result<()> {
+        let path = store.journal_path();
+        let file = atomic::append_own(&path)?;
+        file.set_modified(SystemTime::now())
+            .and_then(|()| file.sync_all())
+            .map_err(|error| Error::io(format!("write {}", path.display()), error))
+    }
+
+    /// With `written`, whoever recovers has written to images: the time of the kill says nothing of them any more.
+    pub(super) fn moves_on(&mut self, written: bool) {
+        self.killed_at = self.killed_at.filter(|_| !written);
+    }
+
+    /// The time of the file is that of the kill, also after attempts to recover that wrote to no image: what is written
+    /// to images between two of them is a stranger's.
     fn keep_time(&self) -> std::io::Result<()> {
         match self.killed_at {
             Some(time) => self.file.set_modified(time),
@@ -138,14 +156,31 @@ impl Journal {
         }
     }
 
-    fn append(&mut self, entry: &Entry) -> Result<()> {
+    fn append(
+        &mut self,
+        entry: &Entry,
+        flush: impl FnOnce(&File) -> std::io::Result<()>,
+    ) -> Result<()> {
         let bytes = Envelope::JOURNAL.seal(entry)?;
-        self.file
-            .write_all(&bytes)
+        let failed = |error| Error::io(format!("write {}", self.path.display()), error);
+        let length = self.file.metadata().map_err(failed)?.len();
+        room::write_all(&mut self.file, &bytes)
             .and_then(|()| self.keep_time())
-            .and_then(|()| self.file.sync_all())
-            .map_err(|error| Error::io(format!("write {}", self.path.display()), error))
+            .and_then(|()| flush(&self.file))
+            // A part of an entry, for which there was no more room, would hide those that follow it, and a whole one
+            // that is told to have failed would be believed after a crash.
+            .inspect_err(|_| drop(self.file.set_len(length)))
+            .map_err(failed)
     }
+}
+
+/// The plan of the operation that is in progress, or was interrupted; none if it cannot be read, as when it ends
+/// just now.
+pub(crate) fn in_progress(store: &DomainStore) -> Result<Option<Plan>> {
+    let path = store.journal_path();
+    let bytes = atomic::read_own(&path)?;
+    let plan = bytes.and_then(|bytes| replay(&bytes, &path).ok());
+    Ok(plan.map(|(progress, _)| progress.plan))
 }
 
 /// Reads the entries; returns how far they go, and in how many bytes.
@@ -206,6 +241,7 @@ mod tests {
     use crate::plan::{Cost, Operation, Step};
     use crate::store::Store;
     use crate::store::refuses_every_changed_byte;
+    use crate::store::room::tests::{End, ends, is_back};
     use uuid::Uuid;
 
     fn plan() -> Plan {
@@ -221,12 +257,18 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_entry_that_was_cut_short_has_not_begun_and_does_not_hide_later_ones() {
+    /// A journal with the plan in it.
+    fn opened() -> (tempfile::TempDir, DomainStore, Journal) {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(directory.path()).domain("g");
         store.ensure_directory().unwrap();
-        let mut journal = Journal::create(&store, &plan()).unwrap();
+        let journal = Journal::create(&store, &plan()).unwrap();
+        (directory, store, journal)
+    }
+
+    #[test]
+    fn an_entry_that_was_cut_short_has_not_begun_and_does_not_hide_later_ones() {
+        let (_directory, store, mut journal) = opened();
         journal.begin(0).unwrap();
         journal.done(0).unwrap();
         let whole = std::fs::read(store.journal_path()).unwrap();
@@ -243,6 +285,21 @@ mod tests {
         }
         journal.close().unwrap();
         assert!(Journal::left_over(&store).unwrap().is_none());
+    }
+
+    #[test]
+    fn an_entry_for_which_there_was_no_room_does_not_hide_later_ones() {
+        let (_directory, store, mut journal) = opened();
+        ends(End {
+            after: 0,
+            for_good: false,
+        });
+        let error = journal.begin(0).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoSpace);
+        assert!(is_back());
+        journal.undoing(0).unwrap();
+        let (_, progress) = Journal::left_over(&store).unwrap().unwrap();
+        assert_eq!((progress.begun, progress.undoing), (None, Some((0, 0))));
     }
 
     /// A journal of four entries, and where each of them ends.

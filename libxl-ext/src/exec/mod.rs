@@ -7,11 +7,13 @@ mod fault;
 mod journal;
 mod open_twice;
 mod perform;
+mod pull;
 mod recover;
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use engine::{Outcome, run};
+pub(crate) use journal::in_progress;
 #[cfg(fuzzing)]
 pub(crate) use journal::read_back;
 pub use recover::{Recovered, recover};

@@ -2,9 +2,11 @@
 
 use super::fault::{self, Stage, Way};
 use super::journal::Journal;
+use super::pull::{self, Pulled};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
-use crate::memory::{self, own_file};
+use crate::memory::packed::{self, Traced};
+use crate::memory::{self, Form, Kept, own_file};
 use crate::model::disk::{DiskTarget, Stamp};
 use crate::model::domain::{DomainLife, DomainState, GuestState};
 use crate::model::layer::Layer;
@@ -15,11 +17,16 @@ use crate::port::{DomainView, Ports};
 use crate::store::DomainStore;
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 /// How long a guest that was asked to suspend when we were killed may take to do so.
 const SETTLE_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 8 });
+
+/// How often it is looked, and at which distance, whether a guest has connected to its disks: for half a minute. One
+/// that has not by then has no drivers for them, as an HVM guest with emulated ones.
+const CONNECT_LOOKS: u32 = 150;
+const CONNECT_LOOKS_EVERY: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 200 });
 
 /// How often a domain may have been paused for us to let it run.
 const PAUSES_MAX: usize = 32;
@@ -36,6 +43,8 @@ pub(super) struct Measured {
     /// How long the guest stood still.
     pub(super) pause: Option<Duration>,
     pub(super) stamps: BTreeMap<Box<Path>, Stamp>,
+    /// How far a pull is.
+    pub(super) pulled: Option<Pulled>,
 }
 
 /// Everything that a step needs.
@@ -51,6 +60,8 @@ pub(super) struct Performer<'a> {
     pub(super) killed_at: Option<SystemTime>,
     /// Whether the images were found as they were left: what is written to them from then on is ours.
     pub(super) images_are_ours: Cell<bool>,
+    /// Whether we may have written to images while an operation that was killed was ended.
+    pub(super) has_written: Cell<bool>,
 }
 
 impl Performer<'_> {
@@ -69,6 +80,7 @@ impl Performer<'_> {
                 estimate,
                 live,
                 file,
+                packed,
                 ..
             } => {
                 let path = match file {
@@ -78,11 +90,19 @@ impl Performer<'_> {
                     }
                     None => self.store.partial_memory_path(*id),
                 };
-                let toolstack = &*self.ports.toolstack;
+                let packs = self.store.packs_directory();
+                let form = if *packed {
+                    let packs = &packs;
+                    Form::Packed { packs, id: *id }
+                } else {
+                    Form::Stock
+                };
+                let (toolstack, target) = (&*self.ports.toolstack, (&*path, form));
                 self.still_there(*life)?;
+                self.wait_for_disks(*life)?;
                 let (domid, observer) = (life.domid, self.observer);
                 let (proof, still_since) =
-                    memory::write_image(toolstack, domid, &path, *estimate, *live, observer)?;
+                    memory::write_image(toolstack, domid, target, *estimate, *live, observer)?;
                 measured.memory = Some(proof);
                 measured.still_since = still_since;
                 Ok(())
@@ -108,6 +128,8 @@ impl Performer<'_> {
             Step::SettleImages { id, disks, layers } => {
                 self.settle_images(*id, disks, layers, measured)
             }
+            Step::StampImages { disks } => self.stamp_images(disks, measured),
+            Step::RequireOff => self.require_off(),
             Step::Resume { life, guest } => {
                 self.resume(*life, *guest)?;
                 measured.pause = measured.still_since.map(|since| since.elapsed());
@@ -143,7 +165,10 @@ impl Performer<'_> {
             Step::Commit { change } => self.commit(change, measured),
             Step::DeleteTags { id, disks } => self.delete_tags(*id, disks),
             Step::RemoveDirectory { id } => self.store.remove_snapshot_directory(*id),
+            Step::DiscardPack { id } => packed::discard(&self.store.packs_directory(), *id),
+            Step::CollectPacks => self.collect_packs(),
             Step::Announce => self.announce(),
+            Step::Pull { step } => self.pull(step, measured),
         }
     }
 
@@ -158,6 +183,7 @@ impl Performer<'_> {
             fault::at_step(Way::Undo, at, step, Stage::Next);
             self.perform(step, &mut Measured::default())?;
             fault::at_step(Way::Undo, at, step, Stage::Performed);
+            journal.moves_on(self.has_written.get());
             let _ = journal.undone(at + 1);
             fault::at_step(Way::Undo, at, step, Stage::Done);
         }
@@ -192,15 +218,27 @@ impl Performer<'_> {
     }
 
     fn prove(&self, id: SnapshotId, disks: &[DiskProof]) -> Result<()> {
-        let record = self.recorded(id)?;
-        match &record.memory {
-            Some(proof) => memory::prove(&self.store.memory_of(&record), proof, self.observer)?,
-            None if record.is_disk_only() => {}
-            None => {
-                return Err(Error::new(
-                    ErrorKind::Corrupt,
-                    format!("snapshot '{}' has no memory image", record.name()),
-                ));
+        let record = self.store.load()?;
+        let missing =
+            |of: &str| Error::new(ErrorKind::Corrupt, format!("{of} has no memory image"));
+        match &record.managed {
+            Some(managed) if managed.id == id => {
+                let proof = managed.memory.as_ref();
+                let proof = proof.ok_or_else(|| missing("what was saved"))?;
+                // What comes out of it is compared again when it is restored, and nothing is destroyed for it.
+                let kept = self.store.kept_in_store(id);
+                kept.prove_stored(proof, self.observer)?;
+            }
+            _ => {
+                let snapshot = self.recorded(id)?;
+                match &snapshot.memory {
+                    Some(proof) => {
+                        let kept = self.store.kept_memory(&snapshot);
+                        kept.prove(proof, self.observer)?;
+                    }
+                    None if snapshot.is_disk_only() => {}
+                    None => return Err(missing(&format!("snapshot '{}'", snapshot.name()))),
+                }
             }
         }
         disks
@@ -218,12 +256,27 @@ impl Performer<'_> {
     }
 
     /// Where a memory image is, be it one that is not recorded.
-    fn memory_image(&self, id: SnapshotId) -> Result<PathBuf> {
+    fn memory_image(&self, id: SnapshotId) -> Result<Kept> {
         let record = self.store.load()?;
         Ok(match record.get(id) {
-            Some(snapshot) => self.store.memory_of(snapshot),
-            None => self.store.memory_path(id),
+            Some(snapshot) => self.store.kept_memory(snapshot),
+            None => self.store.kept_in_store(id),
         })
+    }
+
+    /// Removes the packs that nothing needs. If that cannot be known, they stay.
+    fn collect_packs(&self) -> Result<()> {
+        let (traced, silent) = Traced::ask(&self.store.packed_images()?);
+        let Some((_, why)) = silent.into_iter().next() else {
+            return traced.collect(&self.store.packs_directory()).map(drop);
+        };
+        let left = format!(
+            "no pack is removed, since it is not known which ones are needed: {}",
+            why.report()
+        );
+        tracing::warn!("{left}");
+        self.observer.note(&left);
+        Ok(())
     }
 
     /// A file of the user's own that is not what was written to it is not removed.
@@ -266,6 +319,29 @@ impl Performer<'_> {
             }
             self.ports.toolstack.unpause(life.domid)?;
         }
+        Ok(())
+    }
+
+    /// A guest that was restored connects to its disks anew once it runs. Until then its processes that wait for a
+    /// disk cannot be frozen, and what would connect it is what the suspend request occupies: Linux agrees to the
+    /// suspend, gives up after 20 s, and goes on as if nobody had asked.
+    fn wait_for_disks(&self, life: DomainLife) -> Result<()> {
+        for _ in 0..CONNECT_LOOKS {
+            if self.ports.toolstack.disks_are_connected(life.domid)? {
+                return Ok(());
+            }
+            if self.observer.wants_abort() {
+                return Err(Error::new(
+                    ErrorKind::Aborted,
+                    "stopped while the guest connected to its disks",
+                ));
+            }
+            std::thread::sleep(CONNECT_LOOKS_EVERY);
+        }
+        tracing::warn!(
+            "domain {} has not connected to all of its disks; it is asked to suspend all the same",
+            life.domid
+        );
         Ok(())
     }
 
@@ -390,9 +466,12 @@ impl Performer<'_> {
     }
 
     /// A restored domain is paused until it is started, so one that is not paused is somebody else's.
+    /// Only what we can have made: a domain that was given another name, or has run, is somebody's.
     fn destroy_restored(&self, uuid: uuid::Uuid) -> Result<()> {
         while let Some(view) = self.find_by_uuid(uuid)? {
-            if view.state != DomainState::Paused {
+            let name = self.ports.toolstack.name_of(view.life.domid)?;
+            let is_named_so = name.is_none_or(|name| name == self.plan.domain);
+            if view.state != DomainState::Paused || view.has_run || !is_named_so {
                 return Err(self.usurped(view));
             }
             self.destroy(view.life)?;
@@ -487,11 +566,23 @@ fn apply(record: &mut DomainRecord, change: &StoreChange, measured: &Measured) {
                 proof.stamp = measured.stamps.get(&proof.target.image).copied();
             }
             record.add(new);
-            record.add_layers(layers);
+            let mut layers = layers.clone();
+            for layer in &mut layers {
+                let below = layer.backing.as_ref();
+                let written = below.and_then(|below| measured.stamps.get(&below.image));
+                layer.below_written = written.copied();
+            }
+            record.add_layers(&layers);
             record.make_disks(&layers.iter().map(Layer::target).collect::<Vec<_>>());
         }
-        StoreChange::SetCurrent { id, layers, disks } => {
+        StoreChange::SetCurrent {
+            id,
+            layers,
+            disks,
+            accepted,
+        } => {
             record.current = Some(*id);
+            record.accept(accepted);
             record.add_layers(layers);
             record.make_disks(disks);
         }
@@ -500,11 +591,26 @@ fn apply(record: &mut DomainRecord, change: &StoreChange, measured: &Measured) {
             name,
             description,
         } => record.edit(*id, name.as_ref(), description.as_deref()),
+        StoreChange::Contents { id, sums } => record.hold(*id, sums),
+        StoreChange::KeepManaged { image } => {
+            let mut image = (**image).clone();
+            image.memory.clone_from(&measured.memory);
+            for proof in &mut image.disks {
+                proof.stamp = measured.stamps.get(&proof.target.image).copied();
+            }
+            record.managed = Some(image);
+        }
+        StoreChange::DropManaged { id } => {
+            if record.managed.as_ref().is_some_and(|it| it.id == *id) {
+                record.managed = None;
+            }
+        }
         StoreChange::Merging { merge } => {
             record.forget_last_writes(&merge.images());
             record.mark_merging(&merge.layer.image, merge.into);
         }
         StoreChange::Merged { merge } => apply_merge(record, merge),
+        StoreChange::Pull { of } => pull::apply(record, of, measured.pulled),
         StoreChange::Stopped => {}
         StoreChange::ForgetLayers { images } => {
             record.forget_layers(images);
@@ -517,8 +623,9 @@ fn apply(record: &mut DomainRecord, change: &StoreChange, measured: &Measured) {
             ids,
             left_over,
             tidied,
-            ..
+            changed,
         } => {
+            record.remember_last_writes(changed);
             for id in ids {
                 record.remove(*id);
             }

@@ -45,11 +45,20 @@ pub fn recover(
         may_still_suspend: true,
         killed_at: progress.written,
         images_are_ours: Cell::new(false),
+        has_written: Cell::new(false),
     };
-    let what = format!("{} of '{}'", plan.operation.as_str(), plan.snapshot);
-    if performer.committed()? {
+    let what = plan.title_within_domain();
+    let no_return = plan.point_of_no_return();
+    let (is_final, from) = if plan.is_final_once_started() {
+        // What was not let run, since it could not be written down that it is, was being taken back.
+        let is_begun = progress.begun >= Some(no_return) && progress.undoing.is_none();
+        (is_begun, no_return)
+    } else {
         // The commit itself may have been done without its entry: it is not done again.
-        let from = progress.done.max(plan.point_of_no_return() + 1);
+        (performer.committed()?, no_return + 1)
+    };
+    if is_final {
+        let from = progress.done.max(from);
         let finished = finish(&performer, &mut journal, plan, from);
         return match finished {
             Ok(()) => journal.close().map(|()| Recovered::Finished(what)),
@@ -97,6 +106,7 @@ fn finish<'a>(
             .perform(step, &mut Measured::default())
             .map_err(|error| (step, error))?;
         fault::at_step(Way::Finish, at, step, Stage::Performed);
+        journal.moves_on(performer.has_written.get());
         journal.done(at).map_err(|error| (step, error))?;
         fault::at_step(Way::Finish, at, step, Stage::Done);
     }

@@ -13,7 +13,7 @@ include!(concat!(env!("OUT_DIR"), "/libxl_ext_header.rs"));
 
 #[cfg(test)]
 mod tests {
-    use super::super::{event, snapshot};
+    use super::super::{event, managed, pull, snapshot};
 
     /// Two functions of the same C type; the compiler says so.
     macro_rules! same {
@@ -44,6 +44,14 @@ mod tests {
             snapshot::libxl_disk_snapshot_revert(_, _, _, _, _, _);
             snapshot::libxl_domain_snapshot_list(_, _, _, _);
             snapshot::libxl_domain_snapshot_list_free(_, _);
+            managed::libxl_domain_managed_save(_, _, _, _, _);
+            managed::libxl_domain_has_managed_save_image(_, _, _);
+            managed::libxl_domain_managed_save_remove(_, _, _, _, _);
+            managed::libxl_domain_managed_start(_, _, _, _, _, _);
+            pull::libxl_domain_block_pull(_, _, _, _, _, _, _);
+            pull::libxl_domain_block_pull_abort(_, _, _, _);
+            pull::libxl_domain_get_block_pull_info(_, _, _, _, _);
+            pull::libxl_ext_evenable_block_pull(_, _, _, _, _);
         };
         let declared = include_str!(concat!(env!("OUT_DIR"), "/libxl_ext_header.rs"));
         let declared = declared.matches("    pub fn ").count();

@@ -3,6 +3,7 @@
 //! | module | |
 //! |---|---|
 //! | [`snapshot`] | the calls on snapshots |
+//! | [`managed`] | the calls on saved domains |
 //! | [`event`] | completion, progress, abort: what an event loop needs |
 //! | [`context`] | what is known of a ctx: its operations, what is due to be delivered |
 //! | [`operation`] | one operation: started, watched, ended |
@@ -22,7 +23,9 @@ mod disk;
 pub mod event;
 pub mod header;
 mod log;
+pub mod managed;
 mod operation;
+pub mod pull;
 pub mod snapshot;
 mod spawn;
 

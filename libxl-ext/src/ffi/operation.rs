@@ -3,12 +3,12 @@
 use super::Ctx;
 use super::header::libxl_ext_asyncprogress_how;
 use super::log::Log;
-use crate::agent::protocol::{Answer, Level, Report};
+use crate::agent::protocol::{Answer, Level, PullStatus, Report};
 use crate::event::Progress;
 use crate::port::libxl_sys as sys;
 use crate::types::{
-    DomainSnapshot, ExtEvent, ExtEventU, ExtEventUOperationComplete, ExtEventUOperationProgress,
-    ffi,
+    BlockPullStatus, DomainSnapshot, ExtEvent, ExtEventU, ExtEventUBlockPull,
+    ExtEventUOperationComplete, ExtEventUOperationProgress, ffi,
 };
 use libxl_idl_builtin::CValue;
 use libxl_idl_builtin::c_function::with_ctx;
@@ -25,6 +25,8 @@ pub(super) enum ResultTo {
         *mut c_void,
     ),
     Event(sys::libxl_ev_user),
+    /// The end of a pull goes to whoever wanted to hear of it.
+    BlockPull(libxl_ext_asyncprogress_how),
 }
 
 // SAFETY: as for `libxl_ext_asyncprogress_how`.
@@ -51,21 +53,49 @@ impl ResultTo {
     }
 }
 
-/// A struct of the caller's that is filled in when the operation has succeeded.
+/// What of the caller's is filled in when the operation has succeeded.
 #[derive(Clone, Copy)]
-pub(super) struct Fill(pub(super) *mut ffi::libxl_domain_snapshot);
+pub(super) enum Fill {
+    /// The snapshot that was created.
+    Snapshot(*mut ffi::libxl_domain_snapshot),
+    /// The number of the domain that was started.
+    Domid(*mut u32),
+    /// Where a pull goes on.
+    Cursor(*mut u64),
+}
 
 // SAFETY: the caller has promised to leave it alone until the operation completes, and it is filled on
 // the thread to which the completion is delivered.
 unsafe impl Send for Fill {}
 
 impl Fill {
-    fn with(self, ctx: Ctx, snapshot: &DomainSnapshot) {
+    fn with(self, ctx: Ctx, answer: &Answer) {
+        match (self, answer) {
+            (Self::Snapshot(place), Answer::Created(snapshot)) => {
+                Self::with_snapshot(place, ctx, snapshot);
+            }
+            (Self::Domid(place), Answer::Started(domid)) => {
+                // SAFETY: the caller keeps it valid until the operation completes.
+                if let Some(place) = unsafe { place.as_mut() } {
+                    *place = *domid;
+                }
+            }
+            (Self::Cursor(place), Answer::Pull(Some(at))) => {
+                // SAFETY: as above.
+                if let Some(place) = unsafe { place.as_mut() } {
+                    *place = at.cursor;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn with_snapshot(place: *mut ffi::libxl_domain_snapshot, ctx: Ctx, snapshot: &DomainSnapshot) {
         let mut filled = DomainSnapshot::zeroed();
         // SAFETY: the ctx is valid while a call runs.
         let written = unsafe { with_ctx(ctx.0.cast(), || snapshot.write(&mut filled)) };
         // SAFETY: the caller keeps the struct valid until the operation completes.
-        let Some(place) = (unsafe { self.0.as_mut() }) else {
+        let Some(place) = (unsafe { place.as_mut() }) else {
             return;
         };
         let mut old = match written {
@@ -122,7 +152,11 @@ impl What {
         match self {
             Self::Log(..) => false,
             Self::Progress { to, .. } => to.callback.is_none(),
-            Self::Result { to, .. } => matches!(to, ResultTo::Event(_)),
+            Self::Result { to, .. } => match to {
+                ResultTo::Event(_) => true,
+                ResultTo::Callback(..) => false,
+                ResultTo::BlockPull(how) => how.callback.is_none(),
+            },
         }
     }
 
@@ -135,17 +169,7 @@ impl What {
             }
             Self::Progress { to, step, progress } => {
                 let event = progress_event(&to, step, progress);
-                let Some(callback) = to.callback else {
-                    return Some(event);
-                };
-                let mut c = ExtEvent::zeroed();
-                if event.write(&mut c).is_ok() {
-                    // SAFETY: the application has given this callback for this argument.
-                    unsafe { callback(ctx.0, &raw const c, to.for_callback) };
-                }
-                // SAFETY: it was written above, wholly or in part.
-                unsafe { ExtEvent::dispose(&mut c) };
-                None
+                tell(ctx, &to, event)
             }
             Self::Result { to, ended, fill } => {
                 ended.fill(ctx, fill);
@@ -161,9 +185,51 @@ impl What {
                             rc: ended.code,
                         }),
                     }),
+                    ResultTo::BlockPull(how) => tell(ctx, &how, pull_event(&how, ended)),
                 }
             }
         }
+    }
+}
+
+/// Gives an event to a callback, or returns it to be delivered.
+fn tell(ctx: Ctx, to: &libxl_ext_asyncprogress_how, event: ExtEvent) -> Option<ExtEvent> {
+    let Some(callback) = to.callback else {
+        return Some(event);
+    };
+    let mut c = ExtEvent::zeroed();
+    if event.write(&mut c).is_ok() {
+        // SAFETY: the application has given this callback for this argument.
+        unsafe { callback(ctx.0, &raw const c, to.for_callback) };
+    }
+    // SAFETY: it was written above, wholly or in part.
+    unsafe { ExtEvent::dispose(&mut c) };
+    None
+}
+
+/// An agent that could not find out how a pull ended has said why in the log.
+fn pull_event(to: &libxl_ext_asyncprogress_how, ended: Ended) -> ExtEvent {
+    let told = match ended.answer {
+        Some(Answer::PullEnded(told)) => Some(told),
+        _ => None,
+    };
+    let status = match told.as_ref().map(|told| told.status) {
+        Some(PullStatus::Completed) => BlockPullStatus::Completed,
+        Some(PullStatus::Aborted) => BlockPullStatus::Aborted,
+        Some(PullStatus::Failed) | None => BlockPullStatus::Failed,
+    };
+    let (domain, path, reason) = match told {
+        Some(told) => (Some(told.domain), Some(told.path), told.reason),
+        None => (None, None, Some("nobody waits for its end any more".into())),
+    };
+    ExtEvent {
+        for_user: to.for_event,
+        u: ExtEventU::BlockPull(ExtEventUBlockPull {
+            domain,
+            path,
+            status: Some(status),
+            reason,
+        }),
     }
 }
 
@@ -193,10 +259,10 @@ impl Ended {
         )
     }
 
-    /// Fills the caller's struct, if the operation brought what belongs there.
+    /// Fills in what is the caller's, if the operation brought what belongs there.
     pub(super) fn fill(&self, ctx: Ctx, place: Option<Fill>) {
-        if let (Some(place), Some(Answer::Created(snapshot))) = (place, &self.answer) {
-            place.with(ctx, snapshot);
+        if let (Some(place), Some(answer)) = (place, &self.answer) {
+            place.with(ctx, answer);
         }
     }
 }

@@ -2,7 +2,9 @@
 //! that `xl restore FILE` needs nothing else. (Xen's tools/xl/xl.h, `struct save_file_header`.)
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::store::atomic;
 use std::io::Read;
+use std::path::Path;
 
 const MAGIC: &[u8; 32] = b"Xen saved domain, xl format\n \0 \r";
 const BYTE_ORDER: u32 = 0x0102_0304;
@@ -10,6 +12,19 @@ const BYTE_ORDER: u32 = 0x0102_0304;
 const FLAG_JSON: u32 = 1 << 0;
 /// What follows is a version 2 stream.
 const FLAG_STREAM_V2: u32 = 1 << 1;
+
+/// Whether the file at `path` begins as one of `xl save`.
+///
+/// # Errors
+/// [`ErrorKind::Io`] if it cannot be read, [`ErrorKind::Corrupt`] if it is no file.
+pub(crate) fn is_stock(path: &Path) -> Result<bool> {
+    let mut beginning = Vec::new();
+    atomic::open_own(path)?
+        .take(MAGIC.len() as u64)
+        .read_to_end(&mut beginning)
+        .map_err(|error| Error::io(format!("read {}", path.display()), error))?;
+    Ok(beginning == MAGIC)
+}
 
 /// The bytes before the stream, for a domain of the given configuration.
 pub(crate) fn header(configuration: &str) -> Result<Vec<u8>> {

@@ -2,7 +2,7 @@
 //! is called after the snapshot and so can only be ours: as long as both are one file, the first one is ours too, and
 //! may be removed when all is taken back. Afterwards its checksum says whether it still is what was written.
 
-use super::prove;
+use super::prove::prove;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
 use crate::model::name::SnapshotId;
@@ -148,10 +148,10 @@ mod tests {
     }
 
     fn proof(content: &str) -> MemoryProof {
-        MemoryProof {
-            bytes: content.len() as u64,
-            xxh3: format!("{:032x}", xxhash_rust::xxh3::xxh3_128(content.as_bytes())),
-        }
+        MemoryProof::plain(
+            content.len() as u64,
+            format!("{:032x}", xxhash_rust::xxh3::xxh3_128(content.as_bytes())),
+        )
     }
 
     #[test]

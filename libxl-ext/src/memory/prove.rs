@@ -1,44 +1,46 @@
-//! Proving a memory image whole, and handing out a copy of it.
+//! Proving a file of `xl save` whole, and making one.
 
+use super::cache::{KeptOutOfCache, forget};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Observer, Progress};
 use crate::model::record::MemoryProof;
-use crate::store::atomic;
+use crate::store::{atomic, room};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
 use xxhash_rust::xxh3::Xxh3;
 
 /// How much is read at a time, in bytes.
 const CHUNK: usize = 1 << 20;
 
-/// Reads the image at `path` and compares it with what is recorded of it.
+/// Reads the file at `path` and compares it with what is recorded of it.
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`] if it is another length or content, [`ErrorKind::Io`] if it cannot be read.
-pub(crate) fn prove(path: &Path, proof: &MemoryProof, observer: &dyn Observer) -> Result<()> {
+/// As [`scan`].
+pub(super) fn prove(path: &Path, proof: &MemoryProof, observer: &dyn Observer) -> Result<()> {
     scan(path, proof, observer, |_| Ok(()))
 }
 
-/// Copies the image at `path` to a new file that stock `xl restore` takes, proving it on the way. A
-/// copy that is not whole is removed.
+/// Makes a new file of what `fill` gives to the function that it is given. One that is not whole is removed.
 ///
 /// # Errors
-/// As [`prove`]; [`ErrorKind::Io`] and [`ErrorKind::NoSpace`] if the copy cannot be written, also when
-/// there is a file of that name.
-pub(crate) fn export(
-    path: &Path,
-    proof: &MemoryProof,
+/// What `fill` says; [`ErrorKind::Io`] and [`ErrorKind::NoSpace`] if it cannot be written, also when there is a file
+/// of that name.
+pub(super) fn to_new_file(
     to: &Path,
-    observer: &dyn Observer,
+    fill: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
 ) -> Result<()> {
     let failed = |error| Error::io(format!("write {}", to.display()), error);
     let mut copy = atomic::create_new(to)?;
-    let done = scan(path, proof, observer, |chunk| {
-        copy.write_all(chunk).map_err(failed)
+    let mut kept_out = KeptOutOfCache::new();
+    let done = fill(&mut |chunk| {
+        room::write_all(&mut copy, chunk).map_err(failed)?;
+        kept_out.wrote(&copy, chunk.len());
+        Ok(())
     })
     .and_then(|()| copy.sync_all().map_err(failed))
     .and_then(|()| atomic::sync_parent(to));
+    forget(&copy);
     if done.is_err() {
         // The file is the one that we created; the failure above is the one to report.
         let _ = std::fs::remove_file(to);
@@ -46,18 +48,22 @@ pub(crate) fn export(
     done
 }
 
-/// What an image of which nothing is recorded is known by from now on.
+/// What a file of which nothing is recorded is known by from now on.
 ///
 /// # Errors
 /// [`ErrorKind::Io`] if it cannot be read.
-pub(crate) fn measure(path: &Path, observer: &dyn Observer) -> Result<MemoryProof> {
+pub(super) fn measure(path: &Path, observer: &dyn Observer) -> Result<MemoryProof> {
     let mut file = atomic::open_own(path)?;
     let unreadable = |error| Error::io(format!("read {}", path.display()), error);
     let bytes = file.metadata().map_err(unreadable)?.len();
     read(path, &mut file, bytes, observer, |_| Ok(()))
 }
 
-fn scan(
+/// Reads a file and compares it with what is recorded of it; `each` gets its bytes.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`] if it is another length or content, [`ErrorKind::Io`] if it cannot be read; what `each` says.
+pub(super) fn scan(
     path: &Path,
     proof: &MemoryProof,
     observer: &dyn Observer,
@@ -117,10 +123,10 @@ fn read(
             bytes: true,
         });
     }
-    Ok(MemoryProof {
-        bytes: done,
-        xxh3: format!("{:032x}", hash.digest128()),
-    })
+    Ok(MemoryProof::plain(
+        done,
+        format!("{:032x}", hash.digest128()),
+    ))
 }
 
 #[cfg(test)]
@@ -135,10 +141,7 @@ mod tests {
         let content = vec![7_u8; CHUNK + 5];
         fs::write(&path, &content).unwrap();
         let xxh3 = format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&content));
-        let proof = MemoryProof {
-            bytes: content.len() as u64,
-            xxh3,
-        };
+        let proof = MemoryProof::plain(content.len() as u64, xxh3);
         (directory, path, proof)
     }
 
@@ -167,19 +170,5 @@ mod tests {
         fs::rename(&path, &moved).unwrap();
         std::os::unix::fs::symlink(&moved, &path).unwrap();
         assert!(prove(&path, &proof, &Unobserved).is_err());
-    }
-
-    #[test]
-    fn an_export_is_equal_and_never_overwrites() {
-        let (directory, path, proof) = image();
-        let to = directory.path().join("copy");
-        export(&path, &proof, &to, &Unobserved).unwrap();
-        assert_eq!(fs::read(&to).unwrap(), fs::read(&path).unwrap());
-        assert!(export(&path, &proof, &to, &Unobserved).is_err());
-        assert!(to.exists(), "a file that was there before stays");
-        fs::write(&path, b"damaged").unwrap();
-        let other = directory.path().join("other");
-        assert!(export(&path, &proof, &other, &Unobserved).is_err());
-        assert!(!other.exists());
     }
 }

@@ -175,8 +175,22 @@ fn corrupt(why: &str) -> Error {
 pub(crate) mod tests {
     use super::*;
 
-    /// A stream with these records of pages: number with type, content.
+    /// A stream with these records of pages: number with type, content, which is one byte over and over.
     pub(crate) fn stream(records: &[&[(u64, Option<u8>)]]) -> Vec<u8> {
+        let pages = |record: &&[(u64, Option<u8>)]| {
+            let pages = record.iter();
+            pages
+                .map(|(number, byte)| (*number, byte.map(|byte| vec![byte; PAGE])))
+                .collect()
+        };
+        stream_of(&records.iter().map(pages).collect::<Vec<_>>())
+    }
+
+    /// A page in a stream: number with type, content.
+    pub(crate) type Page = (u64, Option<Vec<u8>>);
+
+    /// A stream with these records of pages.
+    pub(crate) fn stream_of(records: &[Vec<Page>]) -> Vec<u8> {
         let mut bytes = Vec::new();
         bytes.extend(LIBXL_IDENT.to_be_bytes());
         bytes.extend(2_u32.to_be_bytes());
@@ -202,11 +216,11 @@ pub(crate) mod tests {
             let mut body = Vec::new();
             body.extend(u32::try_from(pages.len()).unwrap().to_le_bytes());
             body.extend([0; 4]);
-            for (number, _) in *pages {
+            for (number, _) in pages {
                 body.extend(number.to_le_bytes());
             }
-            for (_, content) in *pages {
-                body.extend(content.iter().flat_map(|byte| [*byte; PAGE]));
+            for (_, content) in pages {
+                body.extend(content.iter().flatten());
             }
             record(&mut bytes, LIBXC_PAGE_DATA, &body);
         }

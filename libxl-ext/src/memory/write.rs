@@ -3,15 +3,18 @@
 //! With the pipe in between, the death of this process ends libxl's helper too (its next write fails),
 //! so that nobody writes to a file that recovery removes.
 
+use super::cache::KeptOutOfCache;
 use super::header::header;
+use super::packed::{Followed, Known, Writer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Observer, Progress};
+use crate::model::name::SnapshotId;
 use crate::model::record::MemoryProof;
 use crate::port::Toolstack;
-use crate::store::atomic;
+use crate::store::{atomic, room};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Instant;
@@ -25,11 +28,25 @@ const CHUNK: usize = 1 << 20;
 /// through a null pointer, so the pipe is not closed before.
 const HEAD: u64 = 16 + 8;
 
+/// In which form an image is written.
+#[derive(Clone, Copy)]
+pub(crate) enum Form<'a> {
+    /// The file of `xl save` itself.
+    Stock,
+    /// With its pages in the packs of the domain.
+    Packed {
+        /// Where they are.
+        packs: &'a Path,
+        /// Whose image it is.
+        id: SnapshotId,
+    },
+}
+
 /// Suspends the domain and writes its configuration and memory to a new file at `path`. The domain
 /// stays suspended, since the instant that is returned if libxl told. With `live` the guest runs while most
 /// of it is written. `estimate` is the length to expect, in bytes, for the progress.
 ///
-/// The file is not flushed here: the guest waits, and the store seals the file once it runs again.
+/// Neither the file nor the new pack is flushed here: the guest waits, and the store seals them once it runs again.
 ///
 /// # Errors
 /// [`ErrorKind::NoSpace`] or [`ErrorKind::Io`] if the file cannot be written, [`ErrorKind::Aborted`] if
@@ -37,18 +54,13 @@ const HEAD: u64 = 16 + 8;
 pub(crate) fn write_image(
     toolstack: &dyn Toolstack,
     domid: u32,
-    path: &Path,
+    (path, form): (&Path, Form<'_>),
     estimate: u64,
     live: bool,
     observer: &dyn Observer,
 ) -> Result<(MemoryProof, Option<Instant>)> {
     let configuration = toolstack.configuration(domid)?;
-    let mut image = Image {
-        file: atomic::create_new(path)?,
-        name: path.display().to_string(),
-        hash: Xxh3::new(),
-        bytes: 0,
-    };
+    let mut image = Image::create(path, form, observer)?;
     image.append(&header(&configuration.json)?)?;
     let (source, sink) = pipe_with(PipeFlags::CLOEXEC)
         .map_err(|error| Error::io("make a pipe for the memory", error))?;
@@ -69,7 +81,7 @@ pub(crate) fn write_image(
     match (saved, copied) {
         // If the file could not be written, libxl's complaint about the pipe only follows from it.
         (_, Err(error)) | (Err(error), _) => Err(error),
-        (Ok(still_since), Ok(image)) => Ok((image.proof(), still_since)),
+        (Ok(still_since), Ok(image)) => Ok((image.finish()?, still_since)),
     }
 }
 
@@ -106,42 +118,118 @@ fn copy(
         }
         failed = image.append(&chunk[..length]).err();
         observer.progress(Progress {
-            done: image.bytes,
-            total: estimate.max(image.bytes),
+            done: image.bytes(),
+            total: estimate.max(image.bytes()),
             bytes: true,
         });
     }
 }
 
-/// The file being written and what is known of it so far.
-struct Image {
+/// The image being written.
+enum Image {
+    Stock(Box<Plain>),
+    Packed(Box<Writer>),
+}
+
+impl Image {
+    /// While the guest runs: which pages there are already takes time to find out.
+    fn create(path: &Path, form: Form<'_>, observer: &dyn Observer) -> Result<Self> {
+        Ok(match form {
+            Form::Stock => Self::Stock(Box::new(Plain::create(path)?)),
+            Form::Packed { packs, id } => {
+                let known = Known::load(packs, &Stopping(observer))?;
+                Self::Packed(Box::new(Writer::create(path, id, known)?))
+            }
+        })
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        match self {
+            Self::Stock(plain) => plain.append(bytes),
+            Self::Packed(writer) => writer.write(bytes),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Stock(plain) => plain.bytes,
+            Self::Packed(writer) => writer.bytes(),
+        }
+    }
+
+    fn finish(self) -> Result<MemoryProof> {
+        match self {
+            Self::Stock(plain) => Ok(plain.proof()),
+            Self::Packed(writer) => {
+                let finished = writer.finish()?;
+                if let Followed::Lost(why) = finished.followed {
+                    tracing::warn!(
+                        "libxl's stream is kept as it is from some place on, without looking for pages: {why}"
+                    );
+                }
+                Ok(finished.proof)
+            }
+        }
+    }
+}
+
+/// What is not the memory makes no progress of it.
+struct Stopping<'a>(&'a dyn Observer);
+
+impl Observer for Stopping<'_> {
+    fn step(&self, _what: &str) {}
+    fn progress(&self, _progress: Progress) {}
+    fn note(&self, _text: &str) {}
+    fn wants_abort(&self) -> bool {
+        self.0.wants_abort()
+    }
+}
+
+/// A file of `xl save` being written, and what is known of it so far.
+struct Plain {
     file: File,
     name: String,
     hash: Xxh3,
     bytes: u64,
+    kept_out: KeptOutOfCache,
 }
 
-impl Image {
+impl Plain {
+    fn create(path: &Path) -> Result<Self> {
+        Ok(Self::new(
+            atomic::create_new(path)?,
+            path.display().to_string(),
+        ))
+    }
+
+    fn new(file: File, name: String) -> Self {
+        Self {
+            file,
+            name,
+            hash: Xxh3::new(),
+            bytes: 0,
+            kept_out: KeptOutOfCache::new(),
+        }
+    }
+
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file
-            .write_all(bytes)
+        room::write_all(&mut self.file, bytes)
             .map_err(|error| Error::io(format!("write {}", self.name), error))?;
         self.hash.update(bytes);
         self.bytes += bytes.len() as u64;
+        self.kept_out.wrote(&self.file, bytes.len());
         Ok(())
     }
 
     fn proof(self) -> MemoryProof {
-        MemoryProof {
-            bytes: self.bytes,
-            xxh3: format!("{:032x}", self.hash.digest128()),
-        }
+        MemoryProof::plain(self.bytes, format!("{:032x}", self.hash.digest128()))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
     use std::time::Duration;
 
     /// Wants to stop from the beginning.
@@ -168,13 +256,9 @@ mod tests {
             [(&Impatient, false), (&crate::event::Unobserved, true)];
         for (observer, full) in ready {
             let file = File::create(&path).unwrap();
-            let image = Image {
-                // A file that takes nothing, as a full disk does.
-                file: if full { read_only(file) } else { file },
-                name: String::new(),
-                hash: Xxh3::new(),
-                bytes: 0,
-            };
+            // A file that takes nothing, as a full disk does.
+            let file = if full { read_only(file) } else { file };
+            let image = Image::Stock(Box::new(Plain::new(file, String::new())));
             let (source, mut sink) = std::io::pipe().unwrap();
             std::thread::scope(|scope| {
                 let copier = scope.spawn(move || {

@@ -1,9 +1,22 @@
 //! A domain's configuration as libxl keeps it, in JSON, and which images its disks are in it.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::disk::DeviceDisk;
 use crate::plan::Switch;
+use serde::Deserialize;
 use serde_json::Value;
 use std::path::Path;
+
+/// The disks in libxl's JSON configuration of a domain; one without the key has none.
+///
+/// # Errors
+/// If what is there are no disks.
+pub(crate) fn disks_of(configuration: &Value) -> serde_json::Result<Vec<DeviceDisk>> {
+    match configuration.get("disks") {
+        None => Ok(Vec::new()),
+        Some(disks) => Vec::deserialize(disks),
+    }
+}
 
 /// Gives disks other images in libxl's JSON `configuration`, and leaves everything else as it is. Disks are
 /// found by their virtual device and their image: one that was detached, or has another image, is left alone.

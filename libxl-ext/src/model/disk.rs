@@ -65,7 +65,7 @@ pub struct InternalSnapshot {
 }
 
 /// The instant at which QEMU made an internal snapshot, by the clock of its host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Stamp {
     /// Seconds since the epoch.
     pub seconds: i64,
@@ -89,6 +89,8 @@ pub struct ImageFacts {
     pub retired: bool,
     /// The image below it, as the image itself says. It is compared with our records, never followed.
     pub backing: Option<PathBuf>,
+    /// The format of that, as the image itself says: QEMU opens it as such. None where the image leaves it to be guessed.
+    pub backing_format: Option<String>,
     /// Internal snapshots in the image.
     pub snapshots: Vec<InternalSnapshot>,
 }

@@ -1,6 +1,6 @@
 //! The images that we made: each stands on another one, which is not written to any more.
 
-use crate::model::disk::{DiskKind, DiskTarget, ImageFormat};
+use crate::model::disk::{DiskKind, DiskTarget, ImageFacts, ImageFormat, Stamp};
 use crate::model::record::{DiskProof, DomainRecord, RecordState, SnapshotRecord};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -14,6 +14,10 @@ pub struct Layer {
     pub image: Box<Path>,
     /// The image below it; none where it holds everything itself.
     pub backing: Option<Backing>,
+    /// When the image below was last written to, since nobody should write to it any more; none while we do, and in
+    /// records of old.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub below_written: Option<Stamp>,
     /// The image at the bottom, which the domain's configuration file names.
     pub base: Backing,
     /// Whether it is the disk: what a guest started from that configuration file has to be given.
@@ -74,6 +78,39 @@ impl From<&DiskTarget> for Backing {
     }
 }
 
+impl ImageFacts {
+    /// Whether the image says that it stands on another one, of that one's format, or on none. A raw image begins
+    /// with what its guest wrote: taken for qcow2, it says what is opened next.
+    pub fn stands_on(&self, below: Option<&Backing>) -> bool {
+        match below {
+            None => self.backing.is_none(),
+            Some(below) => {
+                self.backing.as_deref() == Some(&*below.image)
+                    && self.backing_format.as_deref() == Some(below.format.driver())
+            }
+        }
+    }
+
+    /// What it says of that, beside what it should say; for people.
+    pub fn stands_instead_of(&self, below: Option<&Backing>) -> String {
+        let image = |path: Option<&Path>| {
+            path.map_or_else(|| "nothing".into(), |path| path.display().to_string())
+        };
+        let (found, wanted) = (self.backing.as_deref(), below.map(|below| &*below.image));
+        match below.filter(|_| found == wanted) {
+            None => format!("stands on {} and not on {}", image(found), image(wanted)),
+            Some(below) => format!(
+                "takes {} for {} and not for {}",
+                image(found),
+                self.backing_format
+                    .as_deref()
+                    .unwrap_or("what it looks like"),
+                below.format.driver()
+            ),
+        }
+    }
+}
+
 impl DomainRecord {
     /// The layer of the given image.
     pub fn layer(&self, image: &Path) -> Option<&Layer> {
@@ -98,6 +135,18 @@ impl DomainRecord {
         }
     }
 
+    /// What a disk is now of which a snapshot held another image.
+    pub fn disk_now(&self, was: &DiskTarget) -> DiskTarget {
+        let base = self.base_of(was);
+        let active = self.active_layer(&base.image);
+        let Backing { image, format } = active.map_or(base, |layer| (&layer.target()).into());
+        DiskTarget {
+            vdev: was.vdev.clone(),
+            image,
+            format,
+        }
+    }
+
     /// The layer that is the disk whose base is the given image; none if the base is the disk itself.
     pub fn active_layer(&self, base: &Path) -> Option<&Layer> {
         self.layers
@@ -116,14 +165,16 @@ impl DomainRecord {
             .any(|proof| proof.kind == DiskKind::External && &*proof.target.image == image)
     }
 
-    /// Every image that a snapshot or a layer needs.
+    /// Every image that a snapshot, a layer or the saved state names.
     pub fn images(&self) -> impl Iterator<Item = &Path> {
         let disks = self.snapshots.iter().flat_map(|snapshot| &snapshot.disks);
         let layers = self.layers.iter().flat_map(|layer| {
             let below = layer.backing.iter().map(|below| &*below.image);
-            below.chain([&*layer.image])
+            below.chain([&*layer.image, &*layer.base.image])
         });
-        disks.map(|proof| &*proof.target.image).chain(layers)
+        let managed = self.managed.iter().flat_map(|managed| &managed.disks);
+        let proofs = disks.chain(managed);
+        proofs.map(|proof| &*proof.target.image).chain(layers)
     }
 
     /// The disks of all snapshots that are not being deleted.
@@ -168,20 +219,6 @@ impl DomainRecord {
         }
     }
 
-    /// We are about to write to images that hold snapshots' states, in a way that the states do not notice:
-    /// until that is done nobody can say when they were last written to.
-    pub fn forget_last_writes(&mut self, images: &[&Path]) {
-        for proof in self
-            .snapshots
-            .iter_mut()
-            .flat_map(|snapshot| &mut snapshot.disks)
-        {
-            if proof.kind == DiskKind::External && images.contains(&&*proof.target.image) {
-                proof.stamp = None;
-            }
-        }
-    }
-
     /// What a layer held is in the image below it now. The layer is of no use any more.
     pub fn merge_down(&mut self, image: &Path) {
         let Some(merged) = self.layer(image).cloned() else {
@@ -197,6 +234,7 @@ impl DomainRecord {
                 layer.active |= merged.active;
             } else if layer.backing.as_ref().is_some_and(|on| &*on.image == image) {
                 layer.backing = Some(below.clone());
+                layer.below_written = None;
             }
         }
         for proof in self
@@ -213,8 +251,17 @@ impl DomainRecord {
 
     /// What the image below a layer held is in the layer now, which stands on `onto`.
     pub fn merge_up(&mut self, image: &Path, onto: Option<&Backing>) {
+        let below = self.layer(image).and_then(|layer| layer.backing.as_ref());
+        // Done a second time, it is there.
+        let was_below = below.filter(|below| Some(*below) != onto);
+        let onto_written = was_below
+            .and_then(|below| self.layer(&below.image))
+            .map(|below| below.below_written);
         if let Some(layer) = self.layers.iter_mut().find(|layer| &*layer.image == image) {
-            layer.backing = onto.cloned();
+            if layer.backing.as_ref() != onto {
+                layer.backing = onto.cloned();
+                layer.below_written = onto_written.flatten();
+            }
             layer.merging = None;
         }
     }
@@ -328,6 +375,7 @@ mod tests {
             vdev: "xvda".into(),
             image: Path::new(&format!("/i/{name}")).into(),
             backing: Some(backing),
+            below_written: None,
             base: base(),
             active: false,
             merging: None,

@@ -1,10 +1,13 @@
 //! Plain data and its rules: names, disks, the snapshot tree. Nothing here does I/O.
 
+pub(crate) mod below;
 pub(crate) mod configuration;
 pub mod disk;
 pub mod domain;
+pub mod last_write;
 pub mod layer;
 pub mod name;
 pub mod process;
+pub mod pull;
 pub mod record;
 pub mod tree;

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
 use std::fmt;
 use uuid::Uuid;
 
@@ -82,6 +83,13 @@ impl SnapshotId {
     /// A new identity.
     pub fn random() -> Self {
         Self(Uuid::new_v4())
+    }
+
+    /// The identity of which a directory or file has the name, in the one form in which that is written.
+    pub fn of_file_name(name: &OsStr) -> Option<Self> {
+        let text = name.to_str()?;
+        let id = Self(Uuid::try_parse(text).ok()?);
+        (id.to_string() == text).then_some(id)
     }
 
     /// The name of the internal qcow2 snapshot that holds the disk state.

@@ -3,6 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::name::{SnapshotId, SnapshotName};
 use crate::model::record::{DomainRecord, RecordState, SnapshotRecord};
+use std::collections::BTreeMap;
 
 impl DomainRecord {
     /// The snapshot of the given name.
@@ -111,6 +112,13 @@ impl DomainRecord {
         }
     }
 
+    /// It was read what the disks of a snapshot hold.
+    pub fn hold(&mut self, id: SnapshotId, sums: &BTreeMap<String, String>) {
+        if let Some(record) = self.snapshots.iter_mut().find(|record| record.id == id) {
+            record.contents.clone_from(sums);
+        }
+    }
+
     /// Takes a snapshot out: its children, and the present state where it came from it, go to its
     /// parent.
     pub fn remove(&mut self, id: SnapshotId) {
@@ -129,7 +137,8 @@ impl DomainRecord {
     }
 
     /// Checks what the rest of the code relies on: unique names and identities, parents that exist and
-    /// come first, a current snapshot that exists, proofs for every disk.
+    /// come first, a current snapshot that exists, proofs for every disk, layers that stand on something else than
+    /// themselves in the end.
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`] naming the first rule that is broken.
@@ -165,6 +174,18 @@ impl DomainRecord {
                 return corrupt(format!("a disk of '{}' has no proof", record.name()));
             }
         }
+        for layer in &self.layers {
+            let image = layer.image.display();
+            let same = self.layers.iter().filter(|it| it.image == layer.image);
+            if same.count() > 1 {
+                return corrupt(format!("the layer {image} stands in it twice"));
+            }
+            let chain = self.chain(&layer.image);
+            let last = chain.last().and_then(|image| self.layer(image));
+            if last.is_some_and(|layer| layer.backing.is_some()) {
+                return corrupt(format!("the layer {image} stands on itself in the end"));
+            }
+        }
         if self.current.is_some_and(|id| self.get(id).is_none()) {
             return corrupt("the current snapshot is missing".into());
         }
@@ -175,9 +196,12 @@ impl DomainRecord {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::model::disk::{DiskTarget, ImageFormat};
     use crate::model::domain::{GuestState, GuestType};
+    use crate::model::layer::Layer;
     use crate::types::DomainSnapshot;
     use proptest::prelude::*;
+    use std::path::Path;
     use uuid::Uuid;
 
     pub(crate) fn record(number: u128) -> SnapshotRecord {
@@ -195,6 +219,7 @@ pub(crate) mod tests {
             memory: None,
             disks: Vec::new(),
             configuration: None,
+            contents: BTreeMap::new(),
         }
     }
 
@@ -255,6 +280,43 @@ pub(crate) mod tests {
         orphan.parent = Some(SnapshotId(Uuid::from_u128(9)));
         domain.snapshots.push(orphan);
         assert_eq!(domain.check().unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn layers_that_stand_on_each_other_are_corruption() {
+        let target = |image: &str| DiskTarget {
+            vdev: "xvda".into(),
+            image: Path::new(image).into(),
+            format: ImageFormat::Qcow2,
+        };
+        let layer = |image: &str, below: &str| Layer {
+            vdev: "xvda".into(),
+            image: Path::new(image).into(),
+            backing: Some((&target(below)).into()),
+            below_written: None,
+            base: (&target("/i/base")).into(),
+            active: false,
+            merging: None,
+        };
+        let with = |layers: &[Layer]| {
+            let mut domain = DomainRecord::new("g");
+            domain.layers.extend_from_slice(layers);
+            domain.check().map_err(|error| error.kind())
+        };
+        let first = layer("/i/a", "/i/base");
+        assert_eq!(with(&[first.clone(), layer("/i/b", "/i/a")]), Ok(()));
+        for layers in [
+            vec![layer("/i/a", "/i/a")],
+            vec![layer("/i/a", "/i/b"), layer("/i/b", "/i/a")],
+            vec![
+                layer("/i/c", "/i/a"),
+                layer("/i/a", "/i/b"),
+                layer("/i/b", "/i/a"),
+            ],
+            vec![first.clone(), first.clone()],
+        ] {
+            assert_eq!(with(&layers), Err(ErrorKind::Corrupt), "{layers:?}");
+        }
     }
 
     proptest! {

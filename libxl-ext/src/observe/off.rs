@@ -1,12 +1,12 @@
 //! A domain that is not running, as it would be started: what it is made of, and which images its disks are.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory;
+use crate::model::configuration::disks_of;
 use crate::model::disk::{DeviceDisk, ImageFacts, ImageFormat};
 use crate::model::domain::GuestType;
 use crate::model::layer::{Backing, Layer};
 use crate::model::record::{DomainRecord, RecordState, SnapshotRecord};
-use crate::store::{DomainStore, atomic};
+use crate::store::DomainStore;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
@@ -69,11 +69,8 @@ impl OffDomain {
                 ),
             )
         };
-        let mut disks = match configuration.get("disks") {
-            None => Vec::new(),
-            Some(disks) => Vec::<DeviceDisk>::deserialize(disks)
-                .map_err(|error| unreadable("disks that can be read").because(error))?,
-        };
+        let mut disks = disks_of(&configuration)
+            .map_err(|error| unreadable("disks that can be read").because(error))?;
         for disk in &mut disks {
             if let Some(image) = image_now(record, told_by, disk)? {
                 disk.pdev_path = Some(image.image.to_string_lossy().into_owned());
@@ -143,14 +140,15 @@ impl OffDomain {
 }
 
 /// What the domain was made of at the instant of a snapshot.
-fn configuration_of(store: &DomainStore, snapshot: &SnapshotRecord) -> Result<Value> {
+pub(crate) fn configuration_of(store: &DomainStore, snapshot: &SnapshotRecord) -> Result<Value> {
     if let Some(configuration) = &snapshot.configuration {
         return Ok(configuration.clone());
     }
-    let path = store.memory_of(snapshot);
-    let text = memory::read_header(&mut atomic::open_own(&path)?)?;
+    let kept = store.kept_memory(snapshot);
+    let text = kept.configuration()?;
     serde_json::from_str(&text).map_err(|error| {
-        Error::new(ErrorKind::Corrupt, format!("read {}", path.display())).because(error)
+        let doing = format!("read {}", kept.image.display());
+        Error::new(ErrorKind::Corrupt, doing).because(error)
     })
 }
 
@@ -186,12 +184,24 @@ fn image_now(
         .map(|layer| layer.base.clone()))
 }
 
+/// The layer that a disk is, where its configuration names another one of the images that it consists of.
+///
+/// # Errors
+/// As [`active_layer_of`].
+fn layer_of<'a>(record: &'a DomainRecord, disk: &DeviceDisk) -> Result<Option<&'a Layer>> {
+    let active = active_layer_of(record, disk)?;
+    Ok(active.filter(|layer| !is_named_by(layer, disk)))
+}
+
 /// The layer that a disk is, whichever of the images that it consists of the configuration names; none where it
-/// is as the configuration says.
+/// is no layer.
 ///
 /// # Errors
 /// [`ErrorKind::Stale`] if snapshots stand on the image that it names, and no layer is the disk.
-pub fn layer_of<'a>(record: &'a DomainRecord, disk: &DeviceDisk) -> Result<Option<&'a Layer>> {
+pub(crate) fn active_layer_of<'a>(
+    record: &'a DomainRecord,
+    disk: &DeviceDisk,
+) -> Result<Option<&'a Layer>> {
     let Some(path) = disk.pdev_path.as_deref().map(Path::new) else {
         return Ok(None);
     };
@@ -206,7 +216,6 @@ pub fn layer_of<'a>(record: &'a DomainRecord, disk: &DeviceDisk) -> Result<Optio
         .map(|(_, layer)| &*layer.base.image);
     let Some(base) = known else { return Ok(None) };
     match record.active_layer(base) {
-        Some(active) if is_same_file(&active.image, path) => Ok(None),
         Some(active) => Ok(Some(active)),
         None if disk.is_writable() && record.is_frozen(path) => Err(Error::new(
             ErrorKind::Stale,
@@ -219,6 +228,12 @@ pub fn layer_of<'a>(record: &'a DomainRecord, disk: &DeviceDisk) -> Result<Optio
     }
 }
 
+/// Whether the configuration of a disk names the layer itself.
+pub(crate) fn is_named_by(layer: &Layer, disk: &DeviceDisk) -> bool {
+    let path = disk.pdev_path.as_deref().map(Path::new);
+    path.is_some_and(|path| is_same_file(&layer.image, path))
+}
+
 /// Whether two paths lead to one file, also by a link or another mount.
 fn is_same_file(one: &Path, other: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
@@ -228,4 +243,46 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
             .ok()
     };
     one == other || identity(one).is_some_and(|one| Some(one) == identity(other))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_known_by_any_of_its_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let (base, link) = (directory.path().join("base"), directory.path().join("link"));
+        std::fs::write(&base, b"").unwrap();
+        std::os::unix::fs::symlink(&base, &link).unwrap();
+        let backing = Backing {
+            image: base.as_path().into(),
+            format: ImageFormat::Raw,
+        };
+        let layer = Layer {
+            vdev: "xvda".into(),
+            image: directory.path().join("layer").into(),
+            backing: Some(backing.clone()),
+            below_written: None,
+            base: backing,
+            active: true,
+            merging: None,
+        };
+        let mut record = DomainRecord::new("g");
+        record.add_layers(std::slice::from_ref(&layer));
+        let disk = |path: &Path| DeviceDisk {
+            pdev_path: Some(path.display().to_string()),
+            readwrite: 1,
+            ..DeviceDisk::default()
+        };
+        let other = disk(Path::new("/i/other"));
+        assert_eq!(layer_of(&record, &disk(&link)).unwrap(), Some(&layer));
+        assert_eq!(layer_of(&record, &other).unwrap(), None);
+        let own = disk(&layer.image);
+        assert_eq!(layer_of(&record, &own).unwrap(), None);
+        assert_eq!(active_layer_of(&record, &own).unwrap(), Some(&layer));
+        record.layers[0].active = false;
+        let error = layer_of(&record, &disk(&base)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Stale);
+    }
 }

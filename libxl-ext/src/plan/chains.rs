@@ -3,10 +3,11 @@
 
 use super::check::require;
 use super::coalesce::apply_merge;
-use super::{Merge, Switch};
+use super::{Merge, PullChange, PullStep, Switch};
 use crate::model::disk::DiskTarget;
 use crate::model::layer::{Into, Layer};
 use crate::model::name::SnapshotId;
+use crate::model::pull::PullState;
 use crate::model::record::{DiskProof, DomainRecord, SnapshotRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -30,6 +31,8 @@ pub(super) struct Chains {
     departed: BTreeSet<Box<Path>>,
     /// The images that are disks instead of them.
     left_for: BTreeSet<Box<Path>>,
+    /// Images that were made to stand on less.
+    completed: BTreeSet<Box<Path>>,
 }
 
 impl Chains {
@@ -44,6 +47,7 @@ impl Chains {
             merging: None,
             departed: BTreeSet::new(),
             left_for: BTreeSet::new(),
+            completed: BTreeSet::new(),
         }
     }
 
@@ -261,6 +265,56 @@ impl Chains {
             "removes an image that holds a snapshot's state",
         )?;
         self.removed.insert(image.into());
+        Ok(())
+    }
+
+    /// A disk gets what it lacks.
+    pub(super) fn pull(&mut self, step: &PullStep) -> Result<(), &'static str> {
+        let pull = step.pull();
+        let disk = &*pull.disk.image;
+        let is_work = !matches!(step, PullStep::Hold { .. } | PullStep::End { .. });
+        require(!is_work || !pull.from.is_empty(), "pulls out of nothing")?;
+        require(
+            !is_work || !self.record.is_frozen(disk),
+            "pulls into an image that others stand on",
+        )?;
+        let mut proofs = self.record.proofs();
+        require(
+            !is_work || !proofs.any(|proof| &*proof.target.image == disk),
+            "pulls into an image whose snapshots read through it",
+        )?;
+        if let PullStep::Release { images, .. } = step {
+            let mut named = self.record.images();
+            let is_released = |image: &Path| images.iter().any(|it| &*it.image == image);
+            require(
+                !named.any(is_released),
+                "removes an image that the record names",
+            )?;
+            return require(
+                self.completed.contains(disk),
+                "removes what a disk may still stand on",
+            );
+        }
+        if matches!(step, PullStep::Complete { .. }) {
+            self.completed.insert(pull.disk.image.clone());
+        }
+        Ok(())
+    }
+
+    /// It is recorded what became of a pull.
+    pub(super) fn pull_changed(&mut self, change: &PullChange) -> Result<(), &'static str> {
+        if let PullChange::Ended {
+            pull,
+            state: PullState::Completed,
+            ..
+        } = change
+        {
+            require(
+                self.completed.contains(&pull.disk.image),
+                "takes a disk for pulled that may still stand on others",
+            )?;
+            self.record.pulled(&pull.disk.image, pull.onto.as_ref());
+        }
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 //! planner and is refused before anything is touched.
 
 use super::chains::Chains;
-use super::{Memory, Plan, Step, StoreChange};
+use super::{Memory, Operation, Plan, PullStep, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::{DiskKind, DiskTarget};
 use crate::model::domain::DomainState;
@@ -46,13 +46,18 @@ pub fn check(plan: &Plan, inventory: &Inventory) -> Result<()> {
         } else {
             Domain::Absent
         },
+        is_off: false,
         saved: BTreeSet::new(),
         sealed: BTreeSet::new(),
         covered: BTreeSet::new(),
         proven: BTreeSet::new(),
         marked: BTreeMap::new(),
+        managed: inventory.record.managed.as_ref().map(|it| it.id),
+        dropped: BTreeSet::new(),
+        stamped: BTreeSet::new(),
         monitor_held: false,
         committed: false,
+        operation: plan.operation,
     };
     for (at, step) in plan.steps.iter().enumerate() {
         state.step(step).map_err(|rule| {
@@ -123,6 +128,8 @@ struct Checker<'a> {
     /// Images that the domain that was found may write to.
     open: BTreeSet<&'a Path>,
     domain: Domain,
+    /// Whether nobody is about to start one in its place.
+    is_off: bool,
     saved: BTreeSet<SnapshotId>,
     /// What is durable of them: the memory, or the disks of a domain that is off.
     sealed: BTreeSet<SnapshotId>,
@@ -131,8 +138,15 @@ struct Checker<'a> {
     proven: BTreeSet<SnapshotId>,
     /// Snapshots whose deletion has begun, with what is still there of them.
     marked: BTreeMap<SnapshotId, Remains>,
+    /// The saved state that the record will say that the domain goes on from.
+    managed: Option<SnapshotId>,
+    /// Those that it does not go on from any more.
+    dropped: BTreeSet<SnapshotId>,
+    /// Images of which it is known when they were last written to, by a domain that is gone.
+    stamped: BTreeSet<Box<Path>>,
     monitor_held: bool,
     committed: bool,
+    operation: Operation,
 }
 
 /// What is there of a snapshot that is being deleted.
@@ -239,7 +253,18 @@ impl Checker<'_> {
                         || disks.iter().all(|disk| !self.open.contains(&*disk.image)),
                     "changes images under a domain that has them open",
                 )?;
+                if self.domain.is_gone() {
+                    self.require_off()?;
+                }
                 self.cover(*id, disks);
+            }
+            Step::StampImages { disks } => {
+                require(
+                    self.domain.is_gone(),
+                    "takes images for settled under a domain that has them open",
+                )?;
+                self.stamped
+                    .extend(disks.iter().map(|disk| disk.image.clone()));
             }
             Step::SettleImages { id, layers, .. } => {
                 require(
@@ -247,7 +272,15 @@ impl Checker<'_> {
                     "takes images for settled under a domain that has them open",
                 )?;
                 self.chains.set_aside(layers)?;
+                self.is_off = true;
                 self.sealed.insert(*id);
+            }
+            Step::RequireOff => {
+                require(
+                    self.domain.is_gone(),
+                    "takes a domain for off that is there",
+                )?;
+                self.is_off = true;
             }
             Step::Resume { .. } => {
                 self.chains.require_pointed()?;
@@ -259,7 +292,7 @@ impl Checker<'_> {
             }
             Step::Destroy { memory, .. } => {
                 require(
-                    !self.proven.is_empty(),
+                    !self.proven.is_empty() || self.operation == Operation::ManagedSave,
                     "destroys before a snapshot was proven whole",
                 )?;
                 let (holds, otherwise) = match memory {
@@ -276,6 +309,8 @@ impl Checker<'_> {
                     }
                 };
                 require(holds, otherwise)?;
+                // A monitor that was held over the suspend finds nothing to act on.
+                self.is_off = matches!(memory, Memory::Kept { .. });
                 self.domain = Domain::Destroyed;
             }
             Step::ApplyImages {
@@ -287,6 +322,7 @@ impl Checker<'_> {
                     self.domain.is_gone(),
                     "changes images under a domain that has them open",
                 )?;
+                self.require_off()?;
                 require(
                     self.proven.contains(id),
                     "applies a snapshot that was not proven whole",
@@ -311,6 +347,7 @@ impl Checker<'_> {
                     self.domain.is_gone(),
                     "restores beside a domain that is there",
                 )?;
+                self.require_off()?;
                 require(
                     self.proven.contains(id),
                     "restores a snapshot that was not proven whole",
@@ -333,8 +370,12 @@ impl Checker<'_> {
             }
             Step::Start { .. } => {
                 require(
-                    self.committed,
+                    self.committed || self.operation == Operation::ManagedStart,
                     "lets a guest run that may still be taken back",
+                )?;
+                require(
+                    self.domain == Domain::Restored,
+                    "lets a guest run that was not restored",
                 )?;
                 self.domain = Domain::Started;
             }
@@ -385,7 +426,9 @@ impl Checker<'_> {
                         }
                         ids.iter().try_for_each(|id| self.remove(*id))?;
                     }
-                    StoreChange::SetCurrent { id, layers, disks } => {
+                    StoreChange::SetCurrent {
+                        id, layers, disks, ..
+                    } => {
                         require(
                             self.referred.contains(id),
                             "makes an unknown snapshot current",
@@ -394,7 +437,33 @@ impl Checker<'_> {
                         self.chains.commit(None, layers, disks)?;
                     }
                     StoreChange::Stopped => {}
-                    StoreChange::Edit { id, .. } => {
+                    StoreChange::KeepManaged { image } => {
+                        require(
+                            self.sealed.contains(&image.id),
+                            "records what is not durable",
+                        )?;
+                        let mut disks = image.disks.iter();
+                        require(
+                            disks.all(|proof| self.stamped.contains(&proof.target.image)),
+                            "binds memory to disks of which nobody knows whether they change",
+                        )?;
+                        let former = self.managed.replace(image.id);
+                        self.dropped.extend(former);
+                    }
+                    StoreChange::DropManaged { id } => {
+                        require(
+                            self.managed == Some(*id),
+                            "drops what is no saved state of the domain",
+                        )?;
+                        require(
+                            self.domain == Domain::Started
+                                || self.operation == Operation::ManagedSaveRemove,
+                            "drops the state of a guest that does not run",
+                        )?;
+                        self.managed = None;
+                        self.dropped.insert(*id);
+                    }
+                    StoreChange::Edit { id, .. } | StoreChange::Contents { id, .. } => {
                         require(self.referred.contains(id), "speaks of an unknown snapshot")?;
                     }
                     StoreChange::Merging { merge } => self.chains.begin(merge)?,
@@ -402,6 +471,7 @@ impl Checker<'_> {
                         self.chains.merged(merge)?;
                     }
                     StoreChange::ForgetLayers { images } => self.chains.forget(images)?,
+                    StoreChange::Pull { of } => self.chains.pull_changed(of)?,
                 }
             }
             Step::DeleteTags { id, disks } => {
@@ -412,7 +482,12 @@ impl Checker<'_> {
                     }
                 }
             }
+            Step::RemoveDirectory { id } if self.dropped.contains(id) => {}
             Step::RemoveDirectory { id } => {
+                require(
+                    self.managed != Some(*id),
+                    "deletes what the domain is to go on from",
+                )?;
                 self.may_delete(*id)?;
                 if let Some(remains) = self.marked.get_mut(id) {
                     remains.directory = false;
@@ -432,6 +507,7 @@ impl Checker<'_> {
             }
             Step::BringBack { .. }
             | Step::WithdrawMemory { .. }
+            | Step::DiscardPack { .. }
             | Step::DestroyRest { .. }
             | Step::DestroyRestored { .. }
             | Step::Pause { .. } => {
@@ -449,15 +525,40 @@ impl Checker<'_> {
                 self.chains.require_pointed()?;
                 self.monitor_held = false;
             }
+            Step::CollectPacks => {
+                require(self.committed, "deletes before the point of no return")?;
+            }
+            Step::Pull { step } => {
+                if matches!(step, PullStep::CopyOff { .. }) {
+                    require(
+                        self.domain.is_gone(),
+                        "copies into an image that a domain has open",
+                    )?;
+                    self.require_off()?;
+                    require(
+                        self.managed.is_none(),
+                        "changes the disks of a saved domain",
+                    )?;
+                }
+                self.chains.pull(step)?;
+            }
             Step::CreateDirectory { .. } | Step::Wake { .. } | Step::Announce => {}
         }
         Ok(())
+    }
+
+    fn require_off(&self) -> Result<(), &'static str> {
+        require(
+            self.is_off,
+            "changes the disks of a domain that somebody may be about to start",
+        )
     }
 
     /// Whether a domain that is gone is to stay so: the present state comes from a snapshot of the disks alone.
     fn turns_off(&self, change: &StoreChange) -> bool {
         match change {
             StoreChange::SetCurrent { id, .. } => self.is_disk_only(*id),
+            StoreChange::KeepManaged { .. } => true,
             // What is tidied up behind the first commit.
             _ => self.committed,
         }
@@ -477,6 +578,7 @@ impl Checker<'_> {
             self.domain.is_gone(),
             "turns disks back under a domain that has them open",
         )?;
+        self.require_off()?;
         require(
             self.proven.contains(&id),
             "goes back to a snapshot that was not proven whole",

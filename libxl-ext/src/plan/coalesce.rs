@@ -5,7 +5,7 @@ use super::disks::require_disks_as_recorded;
 use super::revert::collect_garbage;
 use super::{Merge, Plan, Step, StoreChange};
 use crate::error::Result;
-use crate::model::disk::{DiskKind, DiskTarget, ImageFacts};
+use crate::model::disk::{DiskTarget, ImageFacts};
 use crate::model::domain::DomainState;
 use crate::model::layer::{Backing, Into, Layer};
 use crate::model::record::DomainRecord;
@@ -30,6 +30,7 @@ pub(super) fn coalesce(
             .find_map(|(layer, below)| choose(&seen, after, layer, below));
         let Some((merge, bytes)) = merge else { break };
         require_disks_as_recorded(inventory)?;
+        note_way(&seen, after, &merge, plan);
         plan.cost.disk_copied += bytes;
         add(inventory, &merge, plan);
         apply_merge(after, &merge);
@@ -46,7 +47,10 @@ fn look_ahead(seen: &mut Inventory, merge: &Merge) {
             change(facts);
         }
     };
-    let path = |below: Option<&Backing>| below.map(|below| below.image.to_path_buf());
+    let stand_on = |facts: &mut ImageFacts, below: Option<&Backing>| {
+        facts.backing = below.map(|below| below.image.to_path_buf());
+        facts.backing_format = below.map(|below| below.format.driver().to_owned());
+    };
     match (merge.into, &merge.layer.backing) {
         (Into::Below, Some(below)) => {
             let moved = match seen.images.get(&*merge.layer.image) {
@@ -56,7 +60,7 @@ fn look_ahead(seen: &mut Inventory, merge: &Merge) {
             facts(seen, &below.image, &|facts| facts.allocated += moved);
             for above in &merge.above {
                 facts(seen, &above.image, &|facts| {
-                    facts.backing = path(Some(below));
+                    stand_on(facts, Some(below));
                 });
             }
         }
@@ -67,7 +71,7 @@ fn look_ahead(seen: &mut Inventory, merge: &Merge) {
             };
             facts(seen, &merge.layer.image, &|facts| {
                 facts.allocated += moved;
-                facts.backing = path(merge.onto.as_ref());
+                stand_on(facts, merge.onto.as_ref());
             });
         }
         (_, None) => {}
@@ -93,23 +97,12 @@ fn choose(
     let lower = facts(&below.image)?;
     let above: Vec<Layer> = after.layers_on(&layer.image).cloned().collect();
     // What is changed here must be what the record says it is, or a change behind our back would be hidden.
-    let touched = |image: &Path| {
-        image == &*layer.image
-            || image == &*below.image
-            || above.iter().any(|layer| &*layer.image == image)
-    };
-    // That of a snapshot that goes is often the only one that knows it.
-    let as_recorded = inventory
-        .record
-        .snapshots
-        .iter()
-        .flat_map(|snapshot| &snapshot.disks)
-        .filter(|proof| proof.kind == DiskKind::External && touched(&proof.target.image))
-        .all(|proof| {
-            let written = facts(&proof.target.image).map(|facts| facts.written);
-            proof.stamp.is_none() || proof.stamp == written
-        });
-    if !as_recorded {
+    // Snapshots know it, also those that go, and the layers that stand there.
+    let layers = above.iter().chain([layer]).map(|layer| &*layer.image);
+    if !layers
+        .chain([&*below.image])
+        .all(|image| inventory.record.is_as_written(image, facts(image)))
+    {
         return None;
     }
     let onto = after
@@ -122,8 +115,7 @@ fn choose(
         (Some(_), Some(Into::Layer)) => (Into::Layer, lower.allocated),
         (None, _) => return None,
         (Some(upper), None) => {
-            let stands_as_recorded = upper.backing.as_deref() == Some(&*below.image);
-            if !stands_as_recorded || upper.virtual_size != lower.virtual_size {
+            if !upper.stands_on(Some(below)) || upper.virtual_size != lower.virtual_size {
                 return None;
             }
             // An image of the user's is the disk again when it can be: his configuration file names it.
@@ -182,6 +174,22 @@ fn add(inventory: &Inventory, merge: &Merge, plan: &mut Plan) {
             merge: merge.clone(),
         },
     });
+}
+
+/// Says why more is moved than the smaller of two images holds.
+fn note_way(seen: &Inventory, after: &DomainRecord, merge: &Merge, plan: &mut Plan) {
+    let allocated = |image: &Path| Some(seen.images.get(image)?.as_ref()?.allocated);
+    let Some(below) = merge.layer.backing.as_ref() else {
+        return;
+    };
+    let is_base = merge.into == Into::Below && after.layer(&below.image).is_none();
+    if is_base && allocated(&below.image) < allocated(&merge.layer.image) {
+        plan.notes.push(format!(
+            "{} is written to {}, though that is the smaller one: it is the image that the configuration file names",
+            merge.layer.image.display(),
+            below.image.display()
+        ));
+    }
 }
 
 /// What a merge makes of the record.

@@ -2,16 +2,20 @@
 
 use super::claims::require_unclaimed;
 use super::disks::{Choice, DiskChoice};
+use super::managed_save::require_none_saved;
+use super::pull::require_none_pulled;
+use super::render::mebibytes;
 use super::{Cost, Fresh, Operation, Plan, Step, StoreChange, disk_only};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory;
 use crate::model::disk::DiskKind;
 use crate::model::domain::{DomainState, GuestState, GuestType};
 use crate::model::name::SnapshotName;
-use crate::model::record::{RecordState, SnapshotRecord};
+use crate::model::record::{MemoryFormat, RecordState, SnapshotRecord};
 use crate::observe::{Inventory, LiveDomain};
 use crate::types::DomainSnapshot;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What the user asks for.
@@ -28,13 +32,19 @@ pub struct CreateRequest {
     pub kind: Option<DiskKind>,
     /// What is said of single disks.
     pub disks: Vec<DiskChoice>,
+    /// Whether disks of which nothing is said are left out. (V6: a DISK_ONLY snapshot "will be limited to the disks
+    /// described in @snapshot".)
+    pub only_disks: bool,
     /// Only the disks, of a domain that is off. (V6: `LIBXL_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY`.)
     pub disk_only: bool,
     /// What the domain is made of, in libxl's JSON, for one that is off; as in the snapshot that its present
     /// state comes from, if not said.
     pub configuration: Option<Value>,
-    /// Where the memory image goes: a new file, with an absolute path. In the store, if not said.
+    /// Where the memory image goes: a new file, with an absolute path, which stock `xl restore` takes. In the store,
+    /// if not said.
     pub memory_file: Option<PathBuf>,
+    /// In which form the memory image is kept in the store.
+    pub format: MemoryFormat,
 }
 
 /// Plans a snapshot of a domain that runs or is paused, or of the disks of one that is off.
@@ -44,6 +54,8 @@ pub struct CreateRequest {
 /// [`ErrorKind::SnapshotExists`], [`ErrorKind::Unsupported`], [`ErrorKind::NoSpace`].
 pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> Result<Plan> {
     require_unclaimed(inventory)?;
+    require_none_saved(inventory)?;
+    require_none_pulled(inventory)?;
     if request.disk_only {
         return disk_only::create(inventory, request, fresh);
     }
@@ -64,19 +76,25 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
         disks: &live.disks,
         wanted: &request.disks,
         default: request.kind,
+        only_wanted: request.only_disks,
         id: fresh.snapshot,
         name: &name,
     }
     .choose(&mut plan.notes)?;
     let layers = chosen.layers;
-    let estimate = memory::estimate(live.memory_bytes);
+    let packed = request.format == MemoryFormat::Packed && request.memory_file.is_none();
+    let estimate = memory::at_most(live.memory_bytes, packed);
     let live_save = live_save(domain, live, guest, request.live, &mut plan.notes)?;
     plan.cost = Cost {
         memory_written: if live_save { 0 } else { estimate },
         room_needed: estimate,
+        room_last: packed.then(|| inventory.room_last()).flatten(),
         ..plan.cost
     };
     require_room(inventory, estimate)?;
+    if !layers.is_empty() {
+        plan.notes.push(GOES_ON_IN_LAYERS.into());
+    }
     let (id, life) = (fresh.snapshot, live.life);
     let file: Option<Box<Path>> = request.memory_file.as_deref().map(Into::into);
     let record = SnapshotRecord {
@@ -97,6 +115,7 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
         memory: None,
         disks: chosen.proofs,
         configuration: None,
+        contents: BTreeMap::new(),
     };
 
     plan.steps.push(Step::CreateDirectory { id });
@@ -123,6 +142,7 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
         estimate,
         live: live_save,
         file: file.clone(),
+        packed,
     });
     if !record.disks.is_empty() {
         plan.steps.push(Step::SnapshotDisks {
@@ -156,6 +176,10 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
     plan.steps.push(Step::Announce);
     Ok(plan)
 }
+
+/// What the user has to know of external snapshots.
+pub(super) const GOES_ON_IN_LAYERS: &str = "the domain goes on in new images: it is to be started by `xl-ext` under the \
+     name xl from now on; stock xl, with its configuration file, would write to the images that the snapshot holds";
 
 /// A path as the record holds it.
 fn text_of(path: &Path) -> Result<String> {
@@ -254,8 +278,10 @@ pub(super) fn require_room(inventory: &Inventory, bytes: u64) -> Result<()> {
     Err(Error::new(
         ErrorKind::NoSpace,
         format!(
-            "the memory of domain '{}' needs up to {bytes} bytes, and {} are free",
-            inventory.domain, inventory.free_bytes
+            "the memory of domain '{}' needs up to {}, and {} are free",
+            inventory.domain,
+            mebibytes(bytes),
+            mebibytes(inventory.free_bytes)
         ),
     )
     .hint("free some room, or name another directory with --store"))

@@ -6,6 +6,8 @@
 
 use super::claims::require_unclaimed;
 use super::coalesce::coalesce;
+use super::managed_save::require_none_saved;
+use super::pull::require_none_pulled;
 use super::{Fresh, Operation, Plan, Step, StoreChange};
 use crate::error::Result;
 use crate::model::disk::{DiskKind, DiskTarget};
@@ -44,6 +46,8 @@ pub enum DeleteScope {
 /// running domain is not what the record says.
 pub fn delete(inventory: &Inventory, request: &DeleteRequest, fresh: &Fresh) -> Result<Plan> {
     require_unclaimed(inventory)?;
+    require_none_saved(inventory)?;
+    require_none_pulled(inventory)?;
     let named = inventory.record.find(&request.name)?;
     let below = inventory.record.descendants(named.id);
     let mut plan = Plan::new(inventory, Operation::SnapshotDelete, fresh, named.name());
@@ -70,8 +74,8 @@ pub fn delete(inventory: &Inventory, request: &DeleteRequest, fresh: &Fresh) -> 
     }
     doomed.reverse();
     let ids: Vec<SnapshotId> = doomed.iter().map(|record| record.id).collect();
-    let freed = ids.iter().filter_map(|id| inventory.memory.get(id));
-    plan.cost.room_released = freed.sum();
+    plan.cost.room_released = inventory.room_released(&ids);
+    let has_memory = doomed.iter().any(|record| record.memory.is_some());
     let read_only = read_only(inventory);
     let mut left_over = Vec::new();
     for record in doomed {
@@ -96,6 +100,9 @@ pub fn delete(inventory: &Inventory, request: &DeleteRequest, fresh: &Fresh) -> 
             "the running domain stands on {}, so its part there is deleted later",
             left.target
         ));
+    }
+    if has_memory {
+        plan.steps.push(Step::CollectPacks);
     }
     let tidied: Vec<LeftOver> = inventory
         .record
@@ -144,17 +151,26 @@ fn changed(inventory: &Inventory, steps: &[Step]) -> Vec<Box<Path>> {
             _ => false,
         })
     };
-    let unchanged_before = |proof: &&DiskProof| {
-        let facts = inventory.images.get(&*proof.target.image);
+    let record = &inventory.record;
+    let unchanged_before = |image: &Path| {
+        let facts = inventory.images.get(image);
         let written = facts.and_then(Option::as_ref).map(|facts| facts.written);
-        proof.kind == DiskKind::External && (proof.stamp.is_none() || proof.stamp == written)
+        let mut known = record.last_writes_of(image).peekable();
+        known.peek().is_none() || known.any(|stamp| Some(stamp) == written)
     };
-    inventory
-        .record
+    let states = record
         .proofs()
-        .filter(unchanged_before)
-        .map(|proof| proof.target.image.clone())
-        .filter(|image| is_changed(image))
+        .filter(|proof| proof.kind == DiskKind::External)
+        .map(|proof| &proof.target.image);
+    let below = record
+        .layers
+        .iter()
+        .filter_map(|layer| layer.backing.as_ref());
+    let images: BTreeSet<_> = states.chain(below.map(|below| &below.image)).collect();
+    let images = images.into_iter();
+    images
+        .filter(|image| is_changed(image) && unchanged_before(image))
+        .cloned()
         .collect()
 }
 

@@ -1,6 +1,6 @@
 //! Planning a snapshot of the disks alone, of a domain that is off: there is no memory that they have to fit.
 
-use super::create::new_name;
+use super::create::{GOES_ON_IN_LAYERS, new_name};
 use super::disks::Choice;
 use super::{CreateRequest, Fresh, Operation, Plan, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
@@ -8,6 +8,7 @@ use crate::model::domain::{DomainState, GuestState};
 use crate::model::record::{RecordState, SnapshotRecord};
 use crate::observe::{Inventory, LiveDomain, OffDomain};
 use crate::types::DomainSnapshot;
+use std::collections::BTreeMap;
 
 /// Plans it.
 ///
@@ -41,6 +42,7 @@ pub(super) fn create(
         disks: &off.disks,
         wanted: &request.disks,
         default: request.kind,
+        only_wanted: request.only_disks,
         id: fresh.snapshot,
         name: &name,
     }
@@ -53,10 +55,7 @@ pub(super) fn create(
     }
     let (id, layers) = (fresh.snapshot, chosen.layers);
     if !layers.is_empty() {
-        plan.notes.push(
-            "the domain goes on in new images: it is to be started by `xl-ext` under the name xl"
-                .into(),
-        );
+        plan.notes.push(GOES_ON_IN_LAYERS.into());
     }
     let record = SnapshotRecord {
         id,
@@ -76,8 +75,10 @@ pub(super) fn create(
         memory: None,
         disks: chosen.proofs,
         configuration: Some(off.configuration.clone()),
+        contents: BTreeMap::new(),
     };
-    plan.steps.push(Step::CreateDirectory { id });
+    plan.steps
+        .extend([Step::RequireOff, Step::CreateDirectory { id }]);
     if !layers.is_empty() {
         let images = layers.iter().map(|layer| layer.image.clone()).collect();
         plan.steps.extend([

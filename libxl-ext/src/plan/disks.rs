@@ -8,11 +8,12 @@ use crate::model::record::DiskProof;
 use crate::observe::Inventory;
 use crate::plan::Switch;
 use crate::types::DiskSnapshot;
+use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// What the user wants of one disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskChoice {
     /// Name of the virtual device.
     pub vdev: String,
@@ -23,7 +24,7 @@ pub struct DiskChoice {
 }
 
 /// How a snapshot takes a disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Take {
     /// Not at all.
     No,
@@ -53,6 +54,8 @@ pub(super) struct Choice<'a> {
     pub(super) wanted: &'a [DiskChoice],
     /// How disks are held of which nothing is said.
     pub(super) default: Option<DiskKind>,
+    /// Whether they are left out instead.
+    pub(super) only_wanted: bool,
     pub(super) id: SnapshotId,
     pub(super) name: &'a SnapshotName,
 }
@@ -69,7 +72,8 @@ impl Choice<'_> {
                 notes.push(format!("{vdev} is read-only and is left out"));
                 continue;
             }
-            if wanted.is_some_and(|wanted| wanted.take == Some(Take::No)) {
+            let is_taken = wanted.map_or(!self.only_wanted, |it| it.take != Some(Take::No));
+            if !is_taken {
                 self.require_no_layer(disk)?;
                 notes.push(format!(
                     "{vdev} is left out as you said: a revert leaves it as it is then"
@@ -164,12 +168,15 @@ impl Choice<'_> {
         .hint(format!("it has {}", there.join(", "))))
     }
 
-    /// The image is there and is the disk: nothing stands on it.
+    /// The image is there and is the disk: nothing stands on it, and what it stands on is what it was.
     fn require_usable(&self, target: &DiskTarget) -> Result<()> {
         if !matches!(self.inventory.images.get(&*target.image), Some(Some(_))) {
             return Err(self.not_there(target));
         }
-        require_as_recorded(self.inventory, target)
+        require_as_recorded(self.inventory, target)?;
+        let images = &self.inventory.images;
+        let facts = |image: &Path| images.get(image).and_then(Option::as_ref);
+        self.inventory.record.require_chain(target, facts)
     }
 
     fn not_there(&self, target: &DiskTarget) -> Error {
@@ -253,6 +260,7 @@ impl Choice<'_> {
             vdev: below.vdev.clone(),
             image,
             backing: Some(below.into()),
+            below_written: None,
             base,
             active: false,
             merging: None,
@@ -272,7 +280,7 @@ pub(super) fn require_disks_as_recorded(inventory: &Inventory) -> Result<()> {
 }
 
 /// A disk is not written to behind the back of the layers on top of it.
-fn require_as_recorded(inventory: &Inventory, target: &DiskTarget) -> Result<()> {
+pub(super) fn require_as_recorded(inventory: &Inventory, target: &DiskTarget) -> Result<()> {
     let record = &inventory.record;
     let active = record.active_layer(&record.base_of(target).image);
     let is_leaving = |layer: &Layer| {
@@ -281,9 +289,11 @@ fn require_as_recorded(inventory: &Inventory, target: &DiskTarget) -> Result<()>
             && facts.is_some_and(|facts| facts.as_ref().is_some_and(|facts| facts.retired))
     };
     let is_another = active.is_some_and(|layer| layer.image != target.image && !is_leaving(layer));
+    // What an interrupted deletion has merged, and not removed yet, is in nobody's way.
+    let garbage = record.garbage();
     let is_below = record
         .layers_on(&target.image)
-        .any(|layer| !is_leaving(layer));
+        .any(|layer| !is_leaving(layer) && !garbage.contains(layer));
     if !is_another && !is_below && !record.is_a_state(&target.image) {
         return Ok(());
     }

@@ -4,8 +4,9 @@
 use super::{Fresh, Operation, Plan, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::name::SnapshotName;
-use crate::model::record::RecordState;
+use crate::model::record::{RecordState, SnapshotRecord};
 use crate::observe::Inventory;
+use std::collections::BTreeMap;
 
 /// What the user asks for. What is not said stays as it is.
 #[derive(Clone, Debug)]
@@ -63,4 +64,21 @@ pub fn edit(inventory: &Inventory, request: &EditRequest, fresh: &Fresh) -> Resu
         Step::Announce,
     ]);
     Ok(plan)
+}
+
+/// Plans to keep what the disks of a snapshot were found to hold, by virtual device.
+pub(crate) fn keep_contents(
+    inventory: &Inventory,
+    record: &SnapshotRecord,
+    sums: BTreeMap<String, String>,
+    fresh: &Fresh,
+) -> Plan {
+    let mut plan = Plan::new(inventory, Operation::SnapshotEdit, fresh, record.name());
+    plan.steps.push(Step::Commit {
+        change: StoreChange::Contents {
+            id: record.id,
+            sums,
+        },
+    });
+    plan
 }

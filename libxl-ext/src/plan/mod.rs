@@ -14,6 +14,8 @@ mod delete;
 mod disk_only;
 mod disks;
 mod edit;
+mod managed_save;
+mod pull;
 mod render;
 mod revert;
 mod step;
@@ -27,13 +29,19 @@ pub(crate) use coalesce::apply_merge;
 pub use create::{CreateRequest, create};
 pub use delete::{DeleteRequest, DeleteScope, delete};
 pub use disks::{DiskChoice, Take};
+pub(crate) use edit::keep_contents;
 pub use edit::{EditRequest, edit};
+pub(crate) use managed_save::stale;
+pub use managed_save::{ManagedSaveRequest, ManagedStartRequest};
+pub use pull::{Increment, PullChange, PullRequest, PullStep};
+pub(crate) use pull::{PullEnd, end as end_pull};
 pub use revert::{RevertRequest, revert};
 pub use step::{Extracted, Memory, Merge, Step, StoreChange, Switch};
 
 use crate::error::Result;
 use crate::model::domain::Keeper;
 use crate::model::name::SnapshotId;
+use crate::model::pull::Pull;
 use crate::observe::{Asked, Inventory};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -47,7 +55,7 @@ pub struct Plan {
     pub operation: Operation,
     /// Name of the domain.
     pub domain: String,
-    /// Name of the snapshot that the user named.
+    /// Name of the snapshot that the user named; empty where it is about none.
     pub snapshot: String,
     /// Who is to act on what the domain does if it is restored, also by whoever recovers.
     pub keeper: Keeper,
@@ -71,6 +79,14 @@ pub enum Operation {
     SnapshotDelete,
     /// Change what is said of a snapshot.
     SnapshotEdit,
+    /// Save a domain, which is off then.
+    ManagedSave,
+    /// Let a saved domain go on.
+    ManagedStart,
+    /// Give up a saved state.
+    ManagedSaveRemove,
+    /// Copy what a disk lacks from the images below it.
+    BlockPull,
 }
 
 impl Operation {
@@ -81,6 +97,10 @@ impl Operation {
             Self::SnapshotRevert => "snapshot-revert",
             Self::SnapshotDelete => "snapshot-delete",
             Self::SnapshotEdit => "snapshot-edit",
+            Self::ManagedSave => "managed-save",
+            Self::ManagedStart => "start",
+            Self::ManagedSaveRemove => "managed-save-remove",
+            Self::BlockPull => "block-pull",
         }
     }
 }
@@ -96,6 +116,14 @@ pub enum Request {
     Delete(DeleteRequest),
     /// Change a snapshot's name or description.
     Edit(EditRequest),
+    /// Save a domain, which is off then and goes on from there when it is started.
+    ManagedSave(ManagedSaveRequest),
+    /// Let a saved domain go on.
+    ManagedStart(ManagedStartRequest),
+    /// Give up a saved state.
+    ManagedSaveRemove,
+    /// Copy what a disk lacks from the images below it, or a part of that.
+    Pull(PullRequest),
 }
 
 impl Request {
@@ -109,6 +137,10 @@ impl Request {
             Self::Revert(request) => revert(inventory, request, fresh),
             Self::Delete(request) => delete(inventory, request, fresh),
             Self::Edit(request) => edit(inventory, request, fresh),
+            Self::ManagedSave(request) => managed_save::save(inventory, *request, fresh),
+            Self::ManagedStart(request) => managed_save::start(inventory, *request, fresh),
+            Self::ManagedSaveRemove => managed_save::remove(inventory, fresh),
+            Self::Pull(request) => pull::pull(inventory, request, fresh),
         }
     }
 
@@ -118,10 +150,27 @@ impl Request {
             Self::Create(request) => Asked {
                 configuration: request.configuration.as_ref(),
                 memory_file: request.memory_file.as_deref(),
+                chains: false,
             },
-            Self::Revert(_) | Self::Delete(_) | Self::Edit(_) => Asked::default(),
+            Self::Pull(request) => Asked {
+                configuration: request.configuration.as_ref(),
+                memory_file: None,
+                chains: true,
+            },
+            Self::Revert(_)
+            | Self::Delete(_)
+            | Self::Edit(_)
+            | Self::ManagedSave(_)
+            | Self::ManagedStart(_)
+            | Self::ManagedSaveRemove => Asked::default(),
         }
     }
+}
+
+/// Bytes that the memory image of a guest may take that has so many bytes of memory.
+pub fn memory_image_bytes(memory_bytes: u64) -> u64 {
+    // In the form that is the default.
+    crate::memory::at_most(memory_bytes, true)
 }
 
 /// Space and data movement, in bytes.
@@ -136,6 +185,10 @@ pub struct Cost {
     pub disk_copied: u64,
     /// Room that has to be free below the store.
     pub room_needed: u64,
+    /// Room that the last packed memory image of the domain took with its pack; none without one. What the next one takes
+    /// depends on what the guest does.
+    #[serde(default)]
+    pub room_last: Option<u64>,
     /// Room that is free there.
     pub room_free: u64,
     /// Room that is given back in the end.
@@ -182,12 +235,42 @@ impl Plan {
         }
     }
 
-    /// The step after which the operation is completed and no longer undone: the first commit.
+    /// The operation in words: which, of what, of which domain.
+    pub fn title(&self) -> String {
+        let title = self.title_within_domain();
+        if self.snapshot.is_empty() {
+            title
+        } else {
+            format!("{title}, domain '{}'", self.domain)
+        }
+    }
+
+    /// The same where the domain is named anyway.
+    pub fn title_within_domain(&self) -> String {
+        let operation = self.operation.as_str();
+        if self.snapshot.is_empty() {
+            format!("{operation} of domain '{}'", self.domain)
+        } else {
+            format!("{operation} of '{}'", self.snapshot)
+        }
+    }
+
+    /// The step after which the operation is completed and no longer undone: the first commit, or, where a saved
+    /// domain goes on, the guest's first instruction. That one has to be begun only, since nobody can say afterwards
+    /// whether the guest ran.
     pub fn point_of_no_return(&self) -> usize {
-        self.steps
-            .iter()
-            .position(|step| matches!(step, Step::Commit { .. }))
-            .unwrap_or(self.steps.len())
+        let is_it = |step: &Step| match step {
+            Step::Commit { .. } => true,
+            Step::Start { .. } => self.is_final_once_started(),
+            _ => false,
+        };
+        let found = self.steps.iter().position(is_it);
+        found.unwrap_or(self.steps.len())
+    }
+
+    /// Whether the guest's first instruction, and no commit, is what cannot be taken back.
+    pub fn is_final_once_started(&self) -> bool {
+        self.operation == Operation::ManagedStart
     }
 
     /// The last step before which the operation can be taken back without a loss, if it is not carried
@@ -212,6 +295,16 @@ impl Plan {
             _ => None,
         });
         marked.unwrap_or_default()
+    }
+
+    /// The pull for which it copies to the disk of a domain that is off.
+    pub(crate) fn copied_off(&self) -> Option<&Pull> {
+        self.steps.iter().find_map(|step| match step {
+            Step::Pull {
+                step: PullStep::CopyOff { pull, .. },
+            } => Some(pull),
+            _ => None,
+        })
     }
 
     /// The steps that take back everything up to and including step `last`, newest first.

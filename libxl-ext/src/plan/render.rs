@@ -5,13 +5,7 @@ use std::fmt;
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{} of '{}', domain '{}':",
-            self.operation.as_str(),
-            self.snapshot,
-            self.domain
-        )?;
+        writeln!(f, "{}:", self.title())?;
         for (number, step) in (1..).zip(&self.steps) {
             writeln!(f, "{number:>4}. {step}")?;
         }
@@ -24,11 +18,15 @@ impl fmt::Display for Plan {
             ),
             ("reads", cost.memory_read, "of a memory image"),
             ("up to", cost.disk_copied, "is copied from image to image"),
-            ("needs", cost.room_needed, "of room"),
+            ("needs up to", cost.room_needed, "of room"),
             ("gives back", cost.room_released, "of room"),
         ];
         for (before, bytes, after) in costs.iter().filter(|(_, bytes, _)| *bytes > 0) {
             writeln!(f, "  cost: {before} {} {after}", mebibytes(*bytes))?;
+        }
+        if let Some(last) = cost.room_last {
+            let last = mebibytes(last);
+            writeln!(f, "  room: {last} were enough for the last memory image")?;
         }
         if cost.room_needed > 0 {
             writeln!(f, "  room: {} are free", mebibytes(cost.room_free))?;
@@ -40,7 +38,7 @@ impl fmt::Display for Plan {
     }
 }
 
-fn mebibytes(bytes: u64) -> String {
+pub(super) fn mebibytes(bytes: u64) -> String {
     // The rounding of a display.
     #[allow(clippy::cast_precision_loss)]
     let mebibytes = bytes as f64 / f64::from(1 << 20);

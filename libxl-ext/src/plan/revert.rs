@@ -6,15 +6,19 @@
 
 use super::claims::require_unclaimed;
 use super::create::{guest_state, require_room};
+use super::managed_save::require_none_saved;
+use super::pull::require_none_pulled;
 use super::ways_back::{WaysBack, same_base};
 use super::{Cost, Fresh, Memory, Operation, Plan, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory;
 use crate::model::disk::{DiskKind, DiskTarget};
 use crate::model::domain::{DomainState, GuestState};
+use crate::model::last_write::{Accepted, ChainFault};
 use crate::model::name::SnapshotId;
 use crate::model::record::{DiskProof, DomainRecord, RecordState, SnapshotRecord};
 use crate::observe::{Inventory, LiveDomain};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// What the user asks for.
@@ -37,8 +41,13 @@ pub struct RevertRequest {
 /// [`ErrorKind::DomainState`], [`ErrorKind::NoSpace`].
 pub fn revert(inventory: &Inventory, request: &RevertRequest, fresh: &Fresh) -> Result<Plan> {
     require_unclaimed(inventory)?;
+    require_none_saved(inventory)?;
+    require_none_pulled(inventory)?;
     let record = inventory.record.find(&request.name)?;
-    let changed = require_restorable(inventory, record, request.force)?;
+    let Changed {
+        images: changed,
+        accepted,
+    } = require_restorable(inventory, record, request.force)?;
     if record.is_disk_only() && request.state.is_some() {
         return Err(Error::new(
             ErrorKind::Unsupported,
@@ -49,6 +58,7 @@ pub fn revert(inventory: &Inventory, request: &RevertRequest, fresh: &Fresh) -> 
         )
         .hint("revert without --running and --paused, then start it by `xl create`"));
     }
+    require_nowhere_else(inventory, record)?;
     let mut plan = Plan::new(inventory, Operation::SnapshotRevert, fresh, record.name());
     let (id, safety) = (record.id, fresh.snapshot);
     let ways = WaysBack::of(inventory, record, safety);
@@ -93,6 +103,9 @@ pub fn revert(inventory: &Inventory, request: &RevertRequest, fresh: &Fresh) -> 
         }
         None => None,
     };
+    if inventory.live.is_none() {
+        plan.steps.push(Step::RequireOff);
+    }
     plan.steps.extend(snapshot_images(safety, detached));
     let saved_memory = matches!(memory, Some(Memory::Kept { .. }));
     if let (Some(live), Some(memory)) = (&inventory.live, memory) {
@@ -102,9 +115,14 @@ pub fn revert(inventory: &Inventory, request: &RevertRequest, fresh: &Fresh) -> 
             has_qemu: live.has_qemu(),
             memory,
         });
-        if saved_memory {
+        let holds = |step: &Step| matches!(step, Step::HoldMonitor { .. });
+        if plan.steps.iter().any(holds) {
             plan.steps
                 .extend(live.monitor.map(|process| Step::ReleaseMonitor { process }));
+        }
+        if !saved_memory {
+            // It may have begun to act on the end of the domain before it was held.
+            plan.steps.push(Step::RequireOff);
         }
         if lost {
             plan.steps.extend(snapshot_images(safety, attached));
@@ -126,6 +144,7 @@ pub fn revert(inventory: &Inventory, request: &RevertRequest, fresh: &Fresh) -> 
             id,
             layers: ways.layers(),
             disks: ways.disks(),
+            accepted,
         },
     };
     if record.is_disk_only() {
@@ -152,13 +171,30 @@ pub fn revert(inventory: &Inventory, request: &RevertRequest, fresh: &Fresh) -> 
         });
     }
     if saved_memory {
-        plan.steps.push(Step::RemoveDirectory { id: safety });
+        plan.steps
+            .extend([Step::RemoveDirectory { id: safety }, Step::CollectPacks]);
     }
     let mut after = inventory.record.clone();
     ways.record(&mut after);
     plan.steps.extend(collect_garbage(&after));
     plan.steps.push(Step::Announce);
     Ok(plan)
+}
+
+/// Refuses to make a domain of which there would be two, on the same disks.
+fn require_nowhere_else(inventory: &Inventory, record: &SnapshotRecord) -> Result<()> {
+    let Some(domid) = inventory.elsewhere.get(&record.domain_uuid) else {
+        return Ok(());
+    };
+    let domain = &inventory.domain;
+    Err(Error::new(
+        ErrorKind::DomainState,
+        format!(
+            "domain {domid} has the UUID of snapshot '{}' and is not called '{domain}'",
+            record.name()
+        ),
+    )
+    .hint("was it renamed? `xl rename` gives it its name back, `xl destroy` ends it"))
 }
 
 /// Says how the domain is to be started afterwards.
@@ -203,6 +239,8 @@ impl SetAside<'_> {
                 "the domain is {}: there is no running state to keep",
                 live.state
             ));
+            plan.steps
+                .extend(live.monitor.map(|process| Step::HoldMonitor { process }));
             if !attached.is_empty() {
                 plan.steps.push(Step::SnapshotDisks {
                     life,
@@ -213,7 +251,7 @@ impl SetAside<'_> {
             }
             return Ok(Memory::Ended);
         }
-        let estimate = memory::estimate(live.memory_bytes);
+        let estimate = memory::at_most(live.memory_bytes, true);
         let guest = match savable(inventory, live, estimate) {
             Ok(guest) => guest,
             Err(why) if force => {
@@ -222,6 +260,11 @@ impl SetAside<'_> {
                      only its disks are as before"
                 ));
                 let guest = guest_state(&inventory.domain, live).ok();
+                // One that is suspended its monitor has seen, or will see, whoever it is held by.
+                if guest.is_some() {
+                    plan.steps
+                        .extend(live.monitor.map(|process| Step::HoldMonitor { process }));
+                }
                 return Ok(Memory::GivenUp { guest });
             }
             Err(why) => return Err(why),
@@ -229,6 +272,7 @@ impl SetAside<'_> {
         plan.cost = Cost {
             memory_written: estimate,
             room_needed: estimate,
+            room_last: inventory.room_last(),
             ..plan.cost
         };
         plan.notes.push(if self.stays_off {
@@ -249,6 +293,7 @@ impl SetAside<'_> {
             estimate,
             live: false,
             file: None,
+            packed: true,
         });
         if !attached.is_empty() {
             plan.steps.push(Step::SnapshotDisks {
@@ -367,15 +412,24 @@ fn note_other_disks(
     }
 }
 
+/// What somebody else wrote to, and the user takes as it is.
+#[derive(Default)]
+struct Changed<'a> {
+    /// The images.
+    images: BTreeSet<&'a Path>,
+    /// The layers that stand on them.
+    accepted: Vec<Accepted>,
+}
+
 /// What can be told without reading the memory image: that all parts are there.
 ///
-/// Returns the images that were written to since; without `force` there are none.
+/// Returns what was written to since; without `force` that is nothing.
 fn require_restorable<'a>(
     inventory: &'a Inventory,
     record: &'a SnapshotRecord,
     force: bool,
-) -> Result<Vec<&'a Path>> {
-    let mut changed = Vec::new();
+) -> Result<Changed<'a>> {
+    let mut changed = Changed::default();
     let changed_since = |what: String| {
         Error::new(
             ErrorKind::Corrupt,
@@ -404,10 +458,10 @@ fn require_restorable<'a>(
             .ok_or_else(|| broken("it has no memory image".into()))?;
         match inventory.memory.get(&record.id) {
             None => return Err(broken("its memory image is missing".into())),
-            Some(bytes) if *bytes != proof.bytes => {
+            Some(bytes) if *bytes != proof.image_bytes() => {
                 return Err(broken(format!(
                     "its memory image has {bytes} bytes instead of {}",
-                    proof.bytes
+                    proof.image_bytes()
                 )));
             }
             Some(_) => {}
@@ -432,7 +486,31 @@ fn require_restorable<'a>(
                     below.target
                 )));
             }
-            changed.push(&*below.target.image);
+            changed.images.insert(&*below.target.image);
+        }
+    }
+    let facts = |image: &Path| inventory.images.get(image).and_then(Option::as_ref);
+    let faults = record.disks.iter().flat_map(|proof| {
+        let chain = inventory.record.chain_faults(&proof.target.image, facts);
+        chain.into_iter().map(|fault| (&proof.target.image, fault))
+    });
+    for (disk, fault) in faults {
+        match fault {
+            // The disk itself is looked at below.
+            ChainFault::Layer(layer) if layer.image == *disk => {}
+            ChainFault::Written(layer) if force => {
+                let below = layer.backing.as_ref().map(|below| &*below.image);
+                changed.images.extend(below);
+                let written = below.and_then(facts).map(|facts| facts.written);
+                changed
+                    .accepted
+                    .extend(written.map(|below_written| Accepted {
+                        image: layer.image.clone(),
+                        below_written,
+                    }));
+            }
+            ChainFault::Written(_) => return Err(changed_since(fault.to_string())),
+            _ => return Err(broken(fault.to_string())),
         }
     }
     for proof in &record.disks {
@@ -463,7 +541,7 @@ fn require_restorable<'a>(
                             "the image {image} of {vdev} was written to since"
                         )));
                     }
-                    changed.push(&*proof.target.image);
+                    changed.images.insert(&*proof.target.image);
                 }
             }
         }
@@ -472,10 +550,10 @@ fn require_restorable<'a>(
 }
 
 /// What a snapshot's disks are known by, but for images of which it was accepted that they changed.
-fn without_stamps(disks: &[DiskProof], changed: &[&Path]) -> Vec<DiskProof> {
+fn without_stamps(disks: &[DiskProof], changed: &BTreeSet<&Path>) -> Vec<DiskProof> {
     let mut disks = disks.to_vec();
     for proof in &mut disks {
-        if changed.contains(&&*proof.target.image) {
+        if changed.contains(&*proof.target.image) {
             proof.stamp = None;
         }
     }

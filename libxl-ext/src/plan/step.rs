@@ -2,11 +2,14 @@
 
 use crate::model::disk::DiskTarget;
 use crate::model::domain::{DomainLife, GuestState};
+use crate::model::last_write::Accepted;
 use crate::model::layer::{Backing, Into, Layer};
 use crate::model::name::{SnapshotId, SnapshotName};
 use crate::model::process::ProcessId;
-use crate::model::record::{DiskProof, LeftOver, SnapshotRecord};
+use crate::model::record::{DiskProof, LeftOver, ManagedImage, SnapshotRecord};
+use crate::plan::pull::{PullChange, PullStep};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::Path;
 use uuid::Uuid;
 
@@ -62,6 +65,9 @@ pub enum Step {
         /// Where it goes if not to the store.
         #[serde(default)]
         file: Option<Box<Path>>,
+        /// Whether its pages go to packs.
+        #[serde(default)]
+        packed: bool,
     },
     /// Make sure that there are no files of these names: taking back the next step removes them.
     RequireAbsent {
@@ -138,12 +144,20 @@ pub enum Step {
         /// The layers on top of the others, in which the domain goes on.
         layers: Vec<Layer>,
     },
+    /// Make sure that there is no domain, and nobody about to start one: xl does so in a reboot, on images that it has
+    /// read of already.
+    RequireOff,
     /// Let the suspended domain go on.
     Resume {
         /// The domain.
         life: DomainLife,
         /// Running or paused.
         guest: GuestState,
+    },
+    /// Make sure that nobody uses the disks of a domain that is off, and take down when they were last written to.
+    StampImages {
+        /// The disks.
+        disks: Vec<DiskTarget>,
     },
     /// Make a memory image durable.
     Seal {
@@ -251,8 +265,20 @@ pub enum Step {
         /// The snapshot.
         id: SnapshotId,
     },
+    /// Remove the pack with the pages that were new with a snapshot, which is not recorded.
+    DiscardPack {
+        /// The snapshot.
+        id: SnapshotId,
+    },
+    /// Remove the packs that no memory image needs any more.
+    CollectPacks,
     /// Post the name of the current snapshot in xenstore.
     Announce,
+    /// A step of a pull.
+    Pull {
+        /// The step.
+        step: PullStep,
+    },
 }
 
 /// One disk whose image changes.
@@ -343,6 +369,9 @@ pub enum StoreChange {
         /// What the disks are now.
         #[serde(default)]
         disks: Vec<DiskTarget>,
+        /// Layers of the disks that are taken as they are, though somebody else wrote to the images below them.
+        #[serde(default)]
+        accepted: Vec<Accepted>,
     },
     /// This is said of a snapshot; what is none stays as it is.
     Edit {
@@ -352,6 +381,23 @@ pub enum StoreChange {
         name: Option<SnapshotName>,
         /// Words of the user's own.
         description: Option<String>,
+    },
+    /// This is what the disks of a snapshot hold: XXH3-128 of what the guest sees, by virtual device.
+    Contents {
+        /// The snapshot.
+        id: SnapshotId,
+        /// The checksums.
+        sums: BTreeMap<String, String>,
+    },
+    /// The domain is off, and goes on from this when it is started. What was measured on the way is filled in.
+    KeepManaged {
+        /// The saved state.
+        image: Box<ManagedImage>,
+    },
+    /// The saved state is not gone on from any more.
+    DropManaged {
+        /// The saved state.
+        id: SnapshotId,
     },
     /// Two images are about to become one.
     Merging {
@@ -393,6 +439,11 @@ pub enum StoreChange {
         #[serde(default)]
         changed: Vec<Box<Path>>,
     },
+    /// What became of a pull.
+    Pull {
+        /// That.
+        of: PullChange,
+    },
 }
 
 impl Step {
@@ -419,6 +470,7 @@ impl Step {
                 guest,
                 id,
                 file,
+                packed,
                 ..
             } => {
                 let resume = Self::Resume {
@@ -429,7 +481,8 @@ impl Step {
                     id: *id,
                     file: file.into(),
                 };
-                [Some(resume), file.as_deref().map(withdraw)]
+                let discard = packed.then_some(Self::DiscardPack { id: *id });
+                [Some(resume), file.as_deref().map(withdraw), discard]
                     .into_iter()
                     .flatten()
                     .collect()
@@ -483,10 +536,13 @@ impl Step {
                 disks: disks.clone(),
             }],
             Self::Restore { uuid, .. } => vec![Self::DestroyRestored { uuid: *uuid }],
+            Self::Pull { step } => step.taken_back_by(),
             // These change nothing that has to be taken back, or stand behind the point of no return.
             Self::Prove { .. }
             | Self::RequireAbsent { .. }
             | Self::SettleImages { .. }
+            | Self::StampImages { .. }
+            | Self::RequireOff
             | Self::SettleMemory { .. }
             | Self::WithdrawMemory { .. }
             | Self::RemoveMemory { .. }
@@ -505,6 +561,8 @@ impl Step {
             | Self::MergeLayer { .. }
             | Self::RemoveLayers { .. }
             | Self::RemoveDirectory { .. }
+            | Self::DiscardPack { .. }
+            | Self::CollectPacks
             | Self::Announce => Vec::new(),
         }
     }

@@ -4,6 +4,8 @@ mod delete;
 mod disk_only;
 mod external;
 mod force;
+mod managed;
+mod pull;
 
 use super::*;
 use crate::ErrorKind;
@@ -14,7 +16,7 @@ use crate::model::domain::{DomainLife, DomainState, GuestState, GuestType};
 use crate::model::name::SnapshotName;
 use crate::model::process::ProcessId;
 use crate::model::record::{DiskProof, DomainRecord, MemoryProof, RecordState, SnapshotRecord};
-use crate::observe::LiveDomain;
+use crate::observe::{LiveDomain, Packs};
 use crate::types::{DiskSnapshot, DomainSnapshot};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -76,6 +78,7 @@ fn inventory(vdevs: &[&str], state: Option<DomainState>, snapshots: u128) -> Inv
         is_device: false,
         retired: false,
         backing: None,
+        backing_format: None,
         snapshots: Vec::new(),
     };
     let stamp = Stamp {
@@ -106,10 +109,7 @@ fn inventory(vdevs: &[&str], state: Option<DomainState>, snapshots: u128) -> Inv
                     .collect(),
                 ..DomainSnapshot::default()
             },
-            memory: Some(MemoryProof {
-                bytes: 129 * MIB,
-                xxh3: "0".repeat(32),
-            }),
+            memory: Some(MemoryProof::plain(129 * MIB, "0".repeat(32))),
             disks: vdevs
                 .iter()
                 .map(|vdev| DiskProof {
@@ -123,6 +123,7 @@ fn inventory(vdevs: &[&str], state: Option<DomainState>, snapshots: u128) -> Inv
                 })
                 .collect(),
             configuration: None,
+            contents: BTreeMap::new(),
         });
     }
     Inventory {
@@ -141,7 +142,9 @@ fn inventory(vdevs: &[&str], state: Option<DomainState>, snapshots: u128) -> Inv
             .map(|snapshot| (snapshot.id, 129 * MIB))
             .collect(),
         record,
+        packs: Packs::default(),
         claimed: BTreeMap::new(),
+        elsewhere: BTreeMap::new(),
         free_bytes: 1000 * MIB,
     }
 }
@@ -319,7 +322,7 @@ fn what_stands_in_the_way_is_named() {
         (
             &|i| i.free_bytes = MIB,
             ErrorKind::NoSpace,
-            "1048576 are free",
+            "MiB, and 1.0 MiB are free",
         ),
     ];
     for (change, kind, words) in refusals {

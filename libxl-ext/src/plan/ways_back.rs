@@ -2,7 +2,7 @@
 
 use super::disks::{beside, target};
 use super::{Extracted, Step, Switch};
-use crate::model::disk::{DeviceDisk, DiskKind, DiskTarget};
+use crate::model::disk::{DeviceDisk, DiskKind, DiskTarget, Stamp};
 use crate::model::layer::{Backing, Layer};
 use crate::model::name::SnapshotId;
 use crate::model::record::{DiskProof, DomainRecord, SnapshotRecord};
@@ -38,6 +38,8 @@ impl WaysBack {
                 vdev: from.vdev.clone(),
                 image: beside(&base.image, fresh),
                 backing: None,
+                // The domain that is set aside does not write to it either.
+                below_written: written(inventory, &from.image),
                 base,
                 active: false,
                 merging: None,
@@ -134,14 +136,24 @@ impl WaysBack {
         record.make_disks(&self.disks());
     }
 
-    /// Bytes that are copied, at most.
+    /// Bytes that are copied, at most: a state has what it did not change from the images below its own.
     pub(super) fn copied(&self, inventory: &Inventory) -> u64 {
+        let facts = |image: &Path| inventory.images.get(image)?.as_ref();
         let size = |made: &Extracted| {
-            let facts = inventory.images.get(&*made.from.image)?.as_ref()?;
-            Some(facts.allocated.min(facts.virtual_size))
+            let from = &*made.from.image;
+            let chain = inventory.record.chain(from);
+            let allocated = chain.iter().filter_map(|image| facts(image));
+            let allocated: u64 = allocated.map(|facts| facts.allocated).sum();
+            Some(allocated.min(facts(from)?.virtual_size))
         };
         self.extracted.iter().filter_map(size).sum()
     }
+}
+
+/// When an image was last written to.
+fn written(inventory: &Inventory, image: &Path) -> Option<Stamp> {
+    let facts = inventory.images.get(image)?.as_ref()?;
+    Some(facts.written)
 }
 
 /// Whether a domain's disk is the one of a snapshot, perhaps with other layers.

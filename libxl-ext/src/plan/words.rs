@@ -10,7 +10,7 @@ use std::path::Path;
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Prove { id, .. } => write!(f, "check that snapshot {id} is whole"),
+            Self::Prove { id, .. } => write!(f, "check that {id} is whole"),
             Self::CreateDirectory { id } => write!(f, "make directory {id} in the store"),
             Self::Wake { life } => {
                 write!(f, "unpause domain {} so that it can suspend", life.domid)
@@ -93,6 +93,11 @@ impl fmt::Display for Step {
                 let all: Vec<_> = disks.iter().cloned().chain(below).collect();
                 list(f, &all)
             }
+            Self::StampImages { disks } => {
+                f.write_str("make sure that nobody uses ")?;
+                list(f, disks)
+            }
+            Self::RequireOff => f.write_str("make sure that nobody is about to start the domain"),
             Self::Resume { life, guest } => write!(f, "let domain {} go on, {guest}", life.domid),
             Self::Seal { id, file } => {
                 let image = MemoryImage(*id, file.as_deref());
@@ -170,6 +175,17 @@ impl fmt::Display for Step {
                     }
                     Ok(())
                 }
+                StoreChange::Contents { id, sums } => {
+                    let vdevs: Vec<_> = sums.keys().map(String::as_str).collect();
+                    write!(f, "record what {} of {id} hold", vdevs.join(", "))
+                }
+                StoreChange::KeepManaged { image } => {
+                    write!(f, "record that the domain goes on from {}", image.id)
+                }
+                StoreChange::DropManaged { id } => {
+                    write!(f, "record that nothing goes on from {id}")
+                }
+                StoreChange::Pull { of } => of.fmt(f),
                 StoreChange::Stopped => f.write_str("record when images were last written to"),
                 StoreChange::Merging { merge } => {
                     let layer = merge.layer.target();
@@ -216,6 +232,9 @@ impl fmt::Display for Step {
                 list(f, disks)
             }
             Self::RemoveDirectory { id } => write!(f, "remove directory {id} from the store"),
+            Self::DiscardPack { id } => write!(f, "remove pack {id} from the store"),
+            Self::CollectPacks => f.write_str("remove the packs that no memory image needs"),
+            Self::Pull { step } => step.fmt(f),
             Self::Announce => f.write_str("post the current snapshot in xenstore"),
         }
     }

@@ -1,5 +1,6 @@
-//! Which images a domain's disks are, where libxl and others look it up: libxl's stored configuration, by
-//! which `xl reboot` makes the domain anew and `xl save` describes it, and the backends' `params` in xenstore.
+//! A domain's disks in xenstore: which images they are, where libxl and others look it up, and whether the guest
+//! has connected to them. libxl's stored configuration, by which `xl reboot` makes the domain anew and `xl save`
+//! describes it, is the other place.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::ImageFormat;
@@ -7,6 +8,49 @@ use crate::model::layer::Backing;
 use crate::plan::Switch;
 use xenstore_rs::Xs;
 use xenstore_rs::unix::XsUnix;
+
+/// `XenbusStateConnected` of xen/io/xenbus.h.
+const CONNECTED: &str = "4";
+
+/// Where the backends that run in domain 0 are; another domain's could claim anything.
+const BACKENDS: &str = "/local/domain/0/backend/";
+
+/// Whether both ends of every disk, but for CD-ROM drives, say that they are connected: the guest's driver is the last
+/// to say so. What the guest says is believed here because nothing but our patience hangs on it.
+pub(super) fn are_connected(domid: u32) -> Result<bool> {
+    let failed = |error: std::io::Error| {
+        Error::new(
+            ErrorKind::Toolstack,
+            format!("look for the disks of domain {domid} in xenstore"),
+        )
+        .because(error)
+    };
+    let xs = XsUnix::new().map_err(failed)?;
+    let read = |node: String| match xs.read(&node) {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(error)),
+    };
+    let devices = format!("/libxl/{domid}/device/vbd");
+    let names = match xs.directory(&devices) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+        names => names.map_err(failed)?,
+    };
+    for device in names {
+        let Some(backend) = read(format!("{devices}/{device}/backend"))? else {
+            continue;
+        };
+        let is_disk = backend.starts_with(BACKENDS)
+            && read(format!("{backend}/device-type"))?.as_deref() != Some("cdrom");
+        let frontend = format!("/local/domain/{domid}/device/vbd/{device}");
+        for end in [&*backend, &*frontend] {
+            if is_disk && read(format!("{end}/state"))?.as_deref() != Some(CONNECTED) {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
 
 /// Sets the `params` of the disks that `switches` name. Both nodes are written by dom0 alone: the guest's
 /// own directory is not looked at.

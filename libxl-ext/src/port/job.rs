@@ -1,6 +1,7 @@
 //! Jobs of QEMU's block layer: started under a name that is the image's own, so that whoever comes later,
 //! after a crash too, finds the one that is there.
 
+use super::qmp::short;
 use super::qmp_wire::{Command, Monitor};
 use crate::error::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
@@ -39,7 +40,24 @@ pub(super) struct BlockStream<'a> {
     /// Where it ends; at the bottom, if not said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) base_node: Option<&'a str>,
+    /// What the image says then of the image below; as QEMU has that open, if not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) backing_file: Option<&'a Path>,
+    /// Most bytes per second; 0 for as many as can be.
+    pub(super) speed: u64,
+    pub(super) on_error: OnIoError,
+    pub(super) auto_finalize: bool,
     pub(super) auto_dismiss: bool,
+}
+
+/// QEMU's `BlockdevOnError`, of which we use these.
+#[derive(Clone, Copy, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum OnIoError {
+    /// The job fails.
+    Report,
+    /// It stands still until it is told to go on.
+    Stop,
 }
 
 impl Command for BlockStream<'_> {
@@ -57,17 +75,25 @@ impl Command for QueryJobs {
 
 /// What we read of QEMU's `JobInfo`.
 #[derive(Deserialize)]
-struct JobInfo {
+pub(super) struct JobInfo {
     id: String,
-    status: Status,
-    error: Option<String>,
+    pub(super) status: Status,
+    pub(super) error: Option<String>,
+    #[serde(rename = "current-progress", default)]
+    pub(super) done: u64,
+    #[serde(rename = "total-progress", default)]
+    pub(super) total: u64,
 }
 
 /// QEMU's `JobStatus`, as far as we act on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Status {
+pub(super) enum Status {
+    /// It stands still, because it was told to or by an error.
+    Paused,
     Ready,
+    /// It has done everything but its last act, which it waits to be told.
+    Pending,
     Concluded,
     #[serde(other)]
     Busy,
@@ -84,31 +110,116 @@ pub(super) enum Progress {
     Ended,
 }
 
-#[derive(Serialize)]
-struct JobComplete<'a> {
-    id: &'a Id,
+/// A word to a job under its id alone: `job-pause` and its kin.
+macro_rules! words {
+    ($($(#[$what:meta])* $command:ident = $name:literal;)*) => {$(
+        $(#[$what])*
+        #[derive(Serialize)]
+        pub(super) struct $command<'a> {
+            pub(super) id: &'a Id,
+        }
+
+        impl Command for $command<'_> {
+            const NAME: &'static str = $name;
+            type Answer = Value;
+        }
+    )*};
 }
 
-impl Command for JobComplete<'_> {
-    const NAME: &'static str = "job-complete";
+words! {
+    /// Stand still.
+    JobPause = "job-pause";
+    /// Go on, also after an error.
+    JobResume = "job-resume";
+    /// Give up.
+    JobCancel = "job-cancel";
+    /// Do the last act.
+    JobFinalize = "job-finalize";
+    /// Go over to the image that is in step.
+    JobComplete = "job-complete";
+    /// It has ended; forget it.
+    JobDismiss = "job-dismiss";
+}
+
+/// How fast a job may be.
+#[derive(Serialize)]
+pub(super) struct BlockJobSetSpeed<'a> {
+    pub(super) device: &'a Id,
+    pub(super) speed: u64,
+}
+
+impl Command for BlockJobSetSpeed<'_> {
+    const NAME: &'static str = "block-job-set-speed";
     type Answer = Value;
 }
 
+/// What only block jobs have.
 #[derive(Serialize)]
-struct JobDismiss<'a> {
-    id: &'a Id,
+struct QueryBlockJobs {}
+
+impl Command for QueryBlockJobs {
+    const NAME: &'static str = "query-block-jobs";
+    type Answer = Vec<Pace>;
 }
 
-impl Command for JobDismiss<'_> {
-    const NAME: &'static str = "job-dismiss";
-    type Answer = Value;
+/// Pace and troubles of a block job: what we read of QEMU's `BlockJobInfo`.
+#[derive(Deserialize)]
+pub(super) struct Pace {
+    device: String,
+    /// Most bytes per second; 0 for as many as can be.
+    pub(super) speed: u64,
+    /// `ok`, `nospace` or `failed`.
+    #[serde(rename = "io-status")]
+    pub(super) io_status: String,
+    /// Whether it has yet to stand still, if it was told to.
+    pub(super) busy: bool,
+}
+
+/// What the names of our jobs begin with, those of pulls too.
+const PREFIX: &str = "xl-ext-";
+
+/// Removes jobs of ours that failed from QEMU's list. QEMU 7.2 dies of `query-named-block-nodes` while a `block-stream`
+/// that failed is in it, as after a command that was killed meanwhile. Whoever waits for the job sees by the images that it
+/// has not done its work.
+///
+/// # Errors
+/// If QEMU refuses.
+pub(super) fn dismiss_failed(monitor: &mut Monitor) -> Result<()> {
+    let jobs = monitor.run(&QueryJobs {})?;
+    for job in jobs.into_iter().filter(JobInfo::is_ours_and_failed) {
+        let id = Id(job.id);
+        tracing::warn!("QEMU's job {} failed: {:?}", id.0, job.error);
+        id.dismiss(monitor)?;
+    }
+    Ok(())
+}
+
+impl JobInfo {
+    fn is_ours_and_failed(&self) -> bool {
+        self.id.starts_with(PREFIX) && self.status == Status::Concluded && self.error.is_some()
+    }
 }
 
 impl Id {
     /// The job that works on an image.
     pub(super) fn of(image: &Path) -> Self {
-        let hash = xxhash_rust::xxh3::xxh3_64(image.as_os_str().as_encoded_bytes());
-        Self(format!("xl-ext-{hash:016x}"))
+        Self(format!("{PREFIX}{}", short(image)))
+    }
+
+    /// The job that pulls into an image.
+    pub(super) fn of_pull(image: &Path) -> Self {
+        Self(format!("{PREFIX}pull-{}", short(image)))
+    }
+
+    /// How fast it may be, and what stands in its way, if it has not ended.
+    pub(super) fn pace(&self, monitor: &mut Monitor) -> Result<Option<Pace>> {
+        let jobs = monitor.run(&QueryBlockJobs {})?;
+        Ok(jobs.into_iter().find(|job| job.device == self.0))
+    }
+
+    /// Removes a job that has ended from QEMU's list.
+    pub(super) fn dismiss(&self, monitor: &mut Monitor) -> Result<()> {
+        monitor.run(&JobDismiss { id: self }).map(drop)
     }
 
     /// Whether there is such a job that has not ended. One that has is removed from QEMU's list.
@@ -116,7 +227,7 @@ impl Id {
         match self.look(monitor)? {
             None => Ok(false),
             Some(job) if job.status == Status::Concluded => {
-                monitor.run(&JobDismiss { id: self })?;
+                self.dismiss(monitor)?;
                 Ok(false)
             }
             Some(_) => Ok(true),
@@ -132,10 +243,10 @@ impl Id {
             return Ok(Progress::Ended);
         };
         match job.status {
-            Status::Busy => Ok(Progress::Copying),
+            Status::Busy | Status::Paused | Status::Pending => Ok(Progress::Copying),
             Status::Ready => Ok(Progress::InStep),
             Status::Concluded => {
-                monitor.run(&JobDismiss { id: self })?;
+                self.dismiss(monitor)?;
                 match job.error {
                     None => Ok(Progress::Ended),
                     Some(why) => Err(Error::new(
@@ -156,7 +267,7 @@ impl Id {
         monitor.run(&JobComplete { id: self }).map(drop)
     }
 
-    fn look(&self, monitor: &mut Monitor) -> Result<Option<JobInfo>> {
+    pub(super) fn look(&self, monitor: &mut Monitor) -> Result<Option<JobInfo>> {
         let jobs = monitor.run(&QueryJobs {})?;
         Ok(jobs.into_iter().find(|job| job.id == self.0))
     }
@@ -170,12 +281,29 @@ mod tests {
     fn a_status_that_we_do_not_know_is_one_to_wait_in() {
         let jobs: Vec<JobInfo> = serde_json::from_str(
             r#"[{"id":"a","status":"ready","type":"commit","current-progress":0,"total-progress":0},
-                {"id":"b","status":"pending"},
+                {"id":"b","status":"waiting"},
                 {"id":"c","status":"concluded","error":"No space left on device"}]"#,
         )
         .unwrap();
         let statuses: Vec<_> = jobs.iter().map(|job| job.status).collect();
         assert_eq!(statuses, [Status::Ready, Status::Busy, Status::Concluded]);
         assert!(jobs[2].error.is_some());
+    }
+
+    #[test]
+    fn only_jobs_of_ours_that_failed_are_removed_unasked() {
+        let own = Id::of(Path::new("/i/a")).0;
+        let job = |id: &str, status, error: Option<&str>| JobInfo {
+            id: id.into(),
+            status,
+            error: error.map(Into::into),
+            done: 0,
+            total: 0,
+        };
+        let full = Some("No space left on device");
+        assert!(job(&own, Status::Concluded, full).is_ours_and_failed());
+        assert!(!job(&own, Status::Concluded, None).is_ours_and_failed());
+        assert!(!job(&own, Status::Busy, full).is_ours_and_failed());
+        assert!(!job("backup", Status::Concluded, full).is_ours_and_failed());
     }
 }

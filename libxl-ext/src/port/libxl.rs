@@ -320,6 +320,10 @@ impl Toolstack for Libxl {
         Ok(has)
     }
 
+    fn disks_are_connected(&self, domid: u32) -> Result<bool> {
+        domain_disks::are_connected(domid)
+    }
+
     fn configuration(&self, domid: u32) -> Result<Configuration> {
         let mut config = DomainConfig::new();
         // SAFETY: the struct was initialised; a null `ao_how` makes the call wait.

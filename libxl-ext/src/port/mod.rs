@@ -5,12 +5,14 @@
 //! | [`Hypervisor`] | `xenctrl` | says what a domain's state really is, also while xenstored is slow |
 //! | [`Toolstack`] | libxl, by bindgen on the installed headers | the only one who may suspend and destroy |
 //! | [`BlockLayer`] | QMP of the domain's QEMU | all disks of a running guest in one transaction |
+//! | [`Pulls`] | QMP of the domain's QEMU, or of one without a machine | jobs go on by themselves, and others find them |
 //! | [`Images`] | `qemu-img`, `qemu-nbd` | images that no QEMU has open |
 //! | [`Monitors`] | `/proc` and signals | xl has no other way to be told |
 //! | [`Restorer`] | `xl restore`; libxl for the C library | xl's leaves its own monitor behind, so reboot and poweroff act as `on_*` says |
 //! | [`NoticeBoard`] | `xenstore-rs` | tells other tools what goes on; never believed |
 
 mod domain_disks;
+mod feed;
 mod job;
 pub mod libxl;
 mod libxl_log;
@@ -19,10 +21,13 @@ pub mod libxl_sys;
 pub mod monitor;
 mod nbd;
 mod proc;
+mod pull;
 pub mod qemu_img;
 pub mod qmp;
 mod qmp_wire;
 pub mod restore;
+mod socket_lock;
+mod storage_daemon;
 mod subprocess;
 mod unused_node;
 pub mod xenctrl;
@@ -37,15 +42,17 @@ pub(crate) use qmp_wire::converse as qmp_converse;
 
 use crate::error::Result;
 use crate::event::Observer;
+use crate::memory::Kept;
 use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, Stamp};
 use crate::model::domain::{DomainLife, DomainState, GuestType, Keeper};
 use crate::model::layer::{Backing, Layer};
 use crate::model::process::ProcessId;
+use crate::model::pull::Pull;
 use crate::plan::{Merge, Switch};
 use serde_json::Value;
 use std::os::fd::BorrowedFd;
-use std::path::Path;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime};
 use uuid::Uuid;
 
 /// A domain as the hypervisor sees it.
@@ -59,6 +66,8 @@ pub struct DomainView {
     pub paused: bool,
     /// Memory that it has now, in bytes.
     pub memory_bytes: u64,
+    /// Whether one of its virtual CPUs has ever run.
+    pub has_run: bool,
 }
 
 /// The hypervisor.
@@ -68,6 +77,12 @@ pub trait Hypervisor {
     /// # Errors
     /// If the hypervisor cannot be asked.
     fn look(&self, domid: u32) -> Result<Option<DomainView>>;
+
+    /// All domains, in the order of their numbers.
+    ///
+    /// # Errors
+    /// If the hypervisor cannot be asked.
+    fn all(&self) -> Result<Vec<DomainView>>;
 
     /// The domain of the given UUID, or `None`; a dying one is not counted.
     ///
@@ -102,6 +117,13 @@ pub trait Toolstack {
     /// # Errors
     /// If libxl fails.
     fn has_shadow_paging(&self) -> Result<bool>;
+
+    /// Whether the guest says, and the backends too, that it has connected to all of its disks, but for CD-ROM drives,
+    /// which an HVM guest never does.
+    ///
+    /// # Errors
+    /// If xenstored fails.
+    fn disks_are_connected(&self, domid: u32) -> Result<bool>;
 
     /// Suspends the domain and writes libxl's stream of its memory to `sink`, which is left open. With `live`
     /// the guest runs while most of it is written, and what it changes meanwhile is written again. On success
@@ -236,6 +258,108 @@ pub trait BlockLayer {
     fn delete_snapshot(&self, life: DomainLife, tag: &str, disk: &DiskTarget) -> Result<()>;
 }
 
+/// Who pulls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Worker {
+    /// A domain's own QEMU.
+    Qemu(DomainLife),
+    /// A storage daemon of ours, by the directory of its monitor.
+    Daemon(PathBuf),
+}
+
+/// A job that pulls, as QEMU tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PullJob {
+    /// What it is doing.
+    pub state: PullJobState,
+    /// Bytes of the disk that it has dealt with.
+    pub done: u64,
+    /// Bytes of the disk.
+    pub total: u64,
+    /// Most bytes per second that it copies; 0 for as many as can be.
+    pub speed: u64,
+    /// What stands in its way, or why it ended.
+    pub error: Option<String>,
+}
+
+/// What a job that pulls is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PullJobState {
+    /// It copies.
+    Running,
+    /// It stands still because it was told to.
+    Held,
+    /// It stands still because of an error.
+    Stalled,
+    /// Everything is copied; the image still says that it stands on the others.
+    Copied,
+    /// It was told to end.
+    Cancelled,
+    /// It has ended, by itself; without an error it has done its work.
+    Ended,
+}
+
+/// A word to a job that pulls. To one that has ended already, or is there no more, nothing is said, and it is no error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// Go on.
+    GoOn,
+    /// Stand still; it does when the call returns.
+    Hold,
+    /// End; it has when the call returns.
+    Cancel,
+    /// Copy no more than so many bytes per second; 0 for as many as can be.
+    Speed(u64),
+    /// It has ended, and need not be told of any more.
+    Dismiss,
+}
+
+/// Jobs that pull what a disk lacks from the images below it.
+pub trait Pulls {
+    /// Starts one. There must be none for the image.
+    ///
+    /// # Errors
+    /// If QEMU refuses, or has the image open twice.
+    fn start(&self, by: &Worker, pull: &Pull) -> Result<()>;
+
+    /// The job of an image, if there is one.
+    ///
+    /// # Errors
+    /// If QEMU cannot be reached.
+    fn look(&self, by: &Worker, image: &Path) -> Result<Option<PullJob>>;
+
+    /// Says something to the job of an image.
+    ///
+    /// # Errors
+    /// If QEMU cannot be reached, or refuses.
+    fn tell(&self, by: &Worker, image: &Path, word: Word) -> Result<()>;
+
+    /// Lets a job that has copied everything do its last act, once what it copied is on the disk, and closes the images
+    /// that the disk does not need any more. Doing it again is no error.
+    ///
+    /// # Errors
+    /// If QEMU cannot be reached, or the image says something else afterwards.
+    fn complete(&self, life: DomainLife, pull: &Pull) -> Result<()>;
+
+    /// Opens a chain of images that nobody has open, the one that is written to first, for a worker of the directory.
+    ///
+    /// # Errors
+    /// If somebody has them open, or the daemon does not start.
+    fn serve(&self, directory: &Path, chain: &[Backing]) -> Result<Box<dyn StorageServer>>;
+
+    /// The directory of the daemon for a domain, by that domain's directory in the store.
+    fn directory(&self, of_domain: &Path) -> PathBuf;
+}
+
+/// A storage daemon. Without a word it ends too, whatever it is doing.
+pub trait StorageServer {
+    /// Writes everything back and ends.
+    ///
+    /// # Errors
+    /// If not all may have been written.
+    fn end(self: Box<Self>) -> Result<()>;
+}
+
 /// Images that nobody has open. Whoever changes one makes sure of that first.
 pub trait Images {
     /// What is in an image; `None` where there is no file.
@@ -261,6 +385,13 @@ pub trait Images {
     /// # Errors
     /// If the image is in use or damaged.
     fn delete_snapshot(&self, disk: &DiskTarget, tag: &str) -> Result<()>;
+
+    /// Gives back what a power cut in the middle of making or deleting an internal snapshot left counted for nothing.
+    /// Nothing else is repaired.
+    ///
+    /// # Errors
+    /// If the image is in use, or damaged in another way.
+    fn release_leaks(&self, disk: &DiskTarget) -> Result<()>;
 
     /// Makes sure that there is no file of the name.
     ///
@@ -321,6 +452,9 @@ pub trait Images {
     /// If one is missing or damaged, or there is no such snapshot.
     fn content(&self, chain: &[Backing], tag: Option<&str>) -> Result<Box<dyn DiskContent>>;
 
+    /// When an image was last written to; none where there is no file.
+    fn last_write(&self, image: &Path) -> Option<SystemTime>;
+
     /// Waits until what was written to an image is on the disk, with the time of its last write.
     ///
     /// # Errors
@@ -330,11 +464,12 @@ pub trait Images {
 
 /// The processes that act on what the guests do.
 pub trait Monitors {
-    /// The monitor of the domain of the given name; none where the domain was started without.
+    /// The monitor of the domain of the given name and number, or, without a number, of one of the name that is gone
+    /// and about to be started anew; none where the domain was started without.
     ///
     /// # Errors
     /// If the processes cannot be listed.
-    fn find(&self, domain: &str) -> Result<Option<ProcessId>>;
+    fn find(&self, domain: &str, domid: Option<u32>) -> Result<Option<ProcessId>>;
 
     /// Stops a monitor, so that it takes no notice of a suspend. One that is gone is no error.
     ///
@@ -356,7 +491,7 @@ pub trait Restorer {
     ///
     /// # Errors
     /// If the restore fails; a half-built domain may be left.
-    fn restore_paused(&self, image: &Path, keeper: Keeper, switches: &[Switch]) -> Result<()>;
+    fn restore_paused(&self, memory: &Kept, keeper: Keeper, switches: &[Switch]) -> Result<()>;
 }
 
 /// The runtime state that other tools can watch, below `/libxl/<domid>/ext`.
@@ -382,6 +517,8 @@ pub struct Ports {
     pub toolstack: Box<dyn Toolstack>,
     /// QEMU.
     pub block: Box<dyn BlockLayer>,
+    /// QEMU's jobs that outlive our commands.
+    pub pulls: Box<dyn Pulls>,
     /// `qemu-img`.
     pub images: Box<dyn Images>,
     /// xl's monitors.
@@ -402,6 +539,7 @@ impl Ports {
             hypervisor: Box::new(xenctrl::XenCtl::open()?),
             toolstack: Box::new(libxl::Libxl::open()?),
             block: Box::new(qmp::QemuMonitors),
+            pulls: Box::new(qmp::QemuMonitors),
             images: Box::new(qemu_img::QemuImg),
             monitors: Box::new(monitor::XlMonitors),
             restorer: Box::new(restore::Restore),

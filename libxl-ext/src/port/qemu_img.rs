@@ -12,6 +12,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
 /// The `qemu-img` on the path.
 pub struct QemuImg;
@@ -24,6 +25,7 @@ struct Info {
     #[serde(default)]
     actual_size: u64,
     backing_filename: Option<PathBuf>,
+    backing_filename_format: Option<String>,
     #[serde(default)]
     snapshots: Vec<SnapshotInfo>,
 }
@@ -83,6 +85,14 @@ impl Images for QemuImg {
         snapshot(disk, "-d", tag, "delete")
     }
 
+    fn release_leaks(&self, disk: &DiskTarget) -> Result<()> {
+        let what = format!("check {} ({})", disk.image.display(), disk.vdev);
+        proc::wait_until_closed(&disk.image).map_err(|error| error.while_doing(&what))?;
+        let arguments = ["check", "-q", "-r", "leaks", "--image-opts"].map(OsString::from);
+        let image = options(&disk.image, disk.format);
+        qemu_img(arguments.into_iter().chain([image]), &what).map(drop)
+    }
+
     fn require_absent(&self, image: &Path) -> Result<()> {
         match std::fs::symlink_metadata(image) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -123,18 +133,14 @@ impl Images for QemuImg {
 
     fn extract(&self, from: &DiskTarget, tag: &str, layer: &Layer) -> Result<()> {
         let what = format!("copy {tag} of {from} to {}", layer.image.display());
-        drop(atomic::create_new(&layer.image)?);
+        // Into an image that is there, zeros are written as zeros. With `-B` instead, what the state has from below its
+        // own image would be left out, and the copy would have there what its image has now.
+        self.create_layer(layer)
+            .map_err(|error| error.while_doing(&what))?;
         let mut command = Command::new("qemu-img");
         command
-            .args(["convert", "-q", "-U", "-O", "qcow2", "-l"])
-            .arg(format!("snapshot.name={tag}"));
-        if let Some(below) = &layer.backing {
-            // Nothing of that shows through: what is empty in the state is written as zeros.
-            command
-                .args(["-F", below.format.driver(), "-B"])
-                .arg(&*below.image);
-        }
-        command
+            .args(["convert", "-q", "-U", "-n", "-O", "qcow2", "-l"])
+            .arg(format!("snapshot.name={tag}"))
             .arg("--image-opts")
             .arg(options(&from.image, from.format))
             .arg(&*layer.image);
@@ -170,8 +176,7 @@ impl Images for QemuImg {
         let facts = self
             .facts(&layer.image, ImageFormat::Qcow2)?
             .ok_or_else(|| Error::new(ErrorKind::Io, &what).because("it is not there"))?;
-        let is_there = facts.backing.as_deref() == onto_image;
-        if is_there && !copy {
+        if facts.stands_on(onto) && !copy {
             return Ok(());
         }
         proc::wait_until_closed(&layer.image).map_err(|error| error.while_doing(&what))?;
@@ -210,6 +215,12 @@ impl Images for QemuImg {
             None => format!("read {top}"),
         };
         Ok(Box::new(Nbd::open(chain_options(chain), tag, what)?))
+    }
+
+    fn last_write(&self, image: &Path) -> Option<SystemTime> {
+        std::fs::metadata(image)
+            .and_then(|file| file.modified())
+            .ok()
     }
 
     fn make_durable(&self, image: &Path) -> Result<()> {
@@ -257,6 +268,7 @@ fn retired(image: &Path) -> ImageFacts {
         is_device: false,
         retired: true,
         backing: None,
+        backing_format: None,
         snapshots: Vec::new(),
     }
 }
@@ -271,6 +283,7 @@ pub(crate) fn facts_in(output: &[u8]) -> serde_json::Result<ImageFacts> {
         is_device: false,
         retired: false,
         backing: info.backing_filename,
+        backing_format: info.backing_filename_format,
         snapshots: info.snapshots.into_iter().map(Into::into).collect(),
     })
 }
@@ -351,63 +364,4 @@ fn add_options(text: &mut Vec<u8>, prefix: &str, image: &Path, format: ImageForm
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::process::Stdio;
-
-    fn disk(image: &Path) -> DiskTarget {
-        DiskTarget {
-            vdev: "xvda".into(),
-            image: image.into(),
-            format: ImageFormat::Qcow2,
-        }
-    }
-
-    fn make(path: &Path) {
-        let status = Command::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2"])
-            .arg(path)
-            .arg("8M")
-            .stdin(Stdio::null())
-            .status()
-            .expect("qemu-img is installed (package qemu-utils)");
-        assert!(status.success());
-    }
-
-    #[test]
-    fn a_snapshot_is_made_found_and_deleted_also_where_the_name_has_commas() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("a,driver=raw,b.qcow2");
-        make(&path);
-        let disk = disk(&path);
-        QemuImg.create_snapshot(&disk, "xl-ext-1").unwrap();
-        let facts = QemuImg.facts(&path, ImageFormat::Qcow2).unwrap().unwrap();
-        assert_eq!(facts.virtual_size, 8 << 20);
-        assert!(facts.snapshot("xl-ext-1").unwrap().stamp.seconds > 0);
-        QemuImg.apply_snapshot(&disk, "xl-ext-1").unwrap();
-        QemuImg.delete_snapshot(&disk, "xl-ext-1").unwrap();
-        QemuImg.delete_snapshot(&disk, "xl-ext-1").unwrap();
-        assert!(
-            QemuImg
-                .facts(&path, ImageFormat::Qcow2)
-                .unwrap()
-                .unwrap()
-                .snapshots
-                .is_empty()
-        );
-    }
-
-    #[test]
-    fn a_file_of_another_format_is_refused_and_a_missing_one_is_none() {
-        let directory = tempfile::tempdir().unwrap();
-        let raw = directory.path().join("raw");
-        std::fs::write(&raw, vec![0; 1 << 20]).unwrap();
-        assert!(QemuImg.facts(&raw, ImageFormat::Qcow2).is_err());
-        assert_eq!(
-            QemuImg
-                .facts(&directory.path().join("none"), ImageFormat::Qcow2)
-                .unwrap(),
-            None
-        );
-    }
-}
+mod tests;

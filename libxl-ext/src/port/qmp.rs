@@ -5,34 +5,26 @@
 use super::job::Progress;
 use super::qemu_img::{SnapshotInfo, is_device, last_write};
 use super::qmp_wire::{Command, Monitor};
+use super::socket_lock::SocketLock;
 use super::{BlockLayer, BlockNode, is_open_twice, job, unused_node};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat};
 use crate::model::domain::DomainLife;
 use crate::model::layer::{Into, Layer};
 use crate::plan::Merge;
-use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::fs::File;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Where libxl puts QEMU's sockets (`XEN_RUN_DIR`).
-const RUN_DIRECTORY: &str = "/var/run/xen";
-
-/// Where libxl keeps its per-domain data (`XEN_LIB_DIR`).
-const LIB_DIRECTORY: &str = "/var/lib/xen";
-
-/// How long somebody else may hold the socket.
-const LOCK_LIMIT: Duration = Duration::from_secs(60);
+pub(super) const RUN_DIRECTORY: &str = "/var/run/xen";
 
 /// Between two looks at a job, at first; the guest stands still for the last part of a merge.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
+pub(super) const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 
 /// Between two looks at a job that takes its time.
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// The monitors of all domains. A connection lasts for one request.
 pub struct QemuMonitors;
@@ -65,6 +57,8 @@ struct ImageInfo {
     actual_size: u64,
     #[serde(rename = "backing-filename")]
     backing: Option<PathBuf>,
+    #[serde(rename = "backing-filename-format")]
+    backing_format: Option<String>,
     #[serde(default)]
     snapshots: Vec<SnapshotInfo>,
 }
@@ -164,23 +158,28 @@ impl Command for HumanMonitorCommand {
     type Answer = String;
 }
 
-/// A monitor with libxl's lock around it.
-struct Locked {
-    monitor: Monitor,
+/// A monitor with a lock around it, which is libxl's if it is that of a domain.
+pub(super) struct Locked {
+    pub(super) monitor: Monitor,
     _lock: SocketLock,
 }
 
 impl Locked {
-    fn connect(life: DomainLife) -> Result<Self> {
+    pub(super) fn connect(life: DomainLife) -> Result<Self> {
         let lock = SocketLock::take(life)?;
         let socket = Path::new(RUN_DIRECTORY).join(format!("qmp-libxl-{}", life.domid));
+        Self::connect_to(&socket, lock)
+    }
+
+    pub(super) fn connect_to(socket: &Path, lock: SocketLock) -> Result<Self> {
         Ok(Self {
-            monitor: Monitor::connect(&socket)?,
+            monitor: Monitor::connect(socket)?,
             _lock: lock,
         })
     }
 
-    fn nodes(&mut self) -> Result<Vec<BlockNode>> {
+    pub(super) fn nodes(&mut self) -> Result<Vec<BlockNode>> {
+        job::dismiss_failed(&mut self.monitor)?;
         let nodes = self.monitor.run(&QueryNamedBlockNodes { flat: true })?;
         Ok(nodes
             .into_iter()
@@ -192,6 +191,7 @@ impl Locked {
                     virtual_size: node.image.virtual_size,
                     allocated: node.image.actual_size,
                     backing: node.image.backing,
+                    backing_format: node.image.backing_format,
                     written: last_write(&node.file),
                     is_device: is_device(&node.file),
                     retired: false,
@@ -227,6 +227,10 @@ impl Locked {
                     job_id: job,
                     device: &upper.node_name,
                     base_node: onto.map(|node| &*node.node_name),
+                    backing_file: None,
+                    speed: 0,
+                    on_error: job::OnIoError::Report,
+                    auto_finalize: true,
                     auto_dismiss: false,
                 };
                 self.monitor.run(&stream).map(drop)
@@ -235,7 +239,7 @@ impl Locked {
     }
 
     /// Closes a node unless something uses it. Returns whether it is closed.
-    fn close_unused(&mut self, node: &BlockNode) -> Result<bool> {
+    pub(super) fn close_unused(&mut self, node: &BlockNode) -> Result<bool> {
         unused_node::close(&mut self.monitor, &node.node_name)
     }
 
@@ -261,16 +265,20 @@ impl Locked {
                 .iter()
                 .find(|node| &*node.image == image && ImageFormat::of(&node.driver).is_some());
             let Some(node) = node else { continue };
-            let command_line = format!("qemu-io {} flush", node.node_name);
-            let said = self.monitor.run(&HumanMonitorCommand { command_line })?;
-            if !said.trim().is_empty() {
-                return Err(
-                    Error::new(ErrorKind::Toolstack, format!("flush {}", image.display()))
-                        .because(said),
-                );
-            }
+            self.flush_node(node)?;
         }
         Ok(())
+    }
+
+    /// Lets QEMU write what it holds of one image.
+    pub(super) fn flush_node(&mut self, node: &BlockNode) -> Result<()> {
+        let command_line = format!("qemu-io {} flush", node.node_name);
+        let said = self.monitor.run(&HumanMonitorCommand { command_line })?;
+        if said.trim().is_empty() {
+            return Ok(());
+        }
+        let what = format!("flush {}", node.image.display());
+        Err(Error::new(ErrorKind::Toolstack, what).because(said))
     }
 
     /// Lets QEMU write what it holds back and read every image anew. The saving of the devices' state ends so
@@ -448,7 +456,7 @@ fn wait_for(life: DomainLife, job: &job::Id, wanted: Progress) -> Result<Locked>
 
 /// The node of a disk, found by its image: node names are QEMU's, the image is in our records. Where there are two,
 /// they have read the same when one is used: see [`Locked::read_anew`].
-fn node_of<'a>(nodes: &'a [BlockNode], disk: &DiskTarget) -> Result<&'a BlockNode> {
+pub(super) fn node_of<'a>(nodes: &'a [BlockNode], disk: &DiskTarget) -> Result<&'a BlockNode> {
     nodes
         .iter()
         .find(|node| node.driver == disk.format.driver() && node.image == disk.image)
@@ -475,7 +483,7 @@ fn below(layer: &Layer) -> Result<DiskTarget> {
 }
 
 /// A job that changes the chain of a disk works on one of its chains: there must be no other.
-fn require_open_once(nodes: &[BlockNode], image: &Path) -> Result<()> {
+pub(super) fn require_open_once(nodes: &[BlockNode], image: &Path) -> Result<()> {
     if is_open_twice(nodes, image) {
         return Err(Error::new(
             ErrorKind::DomainState,
@@ -491,67 +499,18 @@ fn require_open_once(nodes: &[BlockNode], image: &Path) -> Result<()> {
 
 /// What we call a layer's node in QEMU. A name has at most 31 characters.
 fn node_name(image: &Path) -> String {
-    let hash = xxhash_rust::xxh3::xxh3_64(image.as_os_str().as_encoded_bytes());
-    format!("xl-ext-{hash:016x}")
+    format!("xl-ext-{}", short(image))
 }
 
-/// libxl's lock around a domain's QMP socket: `flock` on a file that its holder removes, so that who
-/// gets the lock has to look whether the file is still the one of that name.
-struct SocketLock {
-    path: PathBuf,
-    file: File,
-}
-
-impl SocketLock {
-    fn take(life: DomainLife) -> Result<Self> {
-        let path = Path::new(LIB_DIRECTORY).join(format!(
-            "userdata-l.{}.{}.qmp-socket-lock",
-            life.domid, life.uuid
-        ));
-        let deadline = Instant::now() + LOCK_LIMIT;
-        Self::take_at(path, deadline).map_err(|error| {
-            error.while_doing(format!("lock the QEMU monitor of domain {}", life.domid))
-        })
-    }
-
-    fn take_at(path: PathBuf, deadline: Instant) -> Result<Self> {
-        let failed = |error: std::io::Error| Error::io(format!("lock {}", path.display()), error);
-        loop {
-            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            let file: File = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
-                .map_err(|error| failed(error.into()))?
-                .into();
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {
-                    let ours = file.metadata().map_err(failed)?;
-                    if std::fs::metadata(&path)
-                        .is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino()))
-                    {
-                        return Ok(Self { path, file });
-                    }
-                }
-                Err(rustix::io::Errno::AGAIN) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(20));
-                }
-                Err(error) => return Err(failed(error.into())),
-            }
-        }
-    }
-}
-
-impl Drop for SocketLock {
-    fn drop(&mut self) {
-        // Before the lock goes with the file: whoever waits then finds that the file is not the one.
-        let _ = std::fs::remove_file(&self.path);
-        // A program that another thread is starting holds a copy of the descriptor until it execs.
-        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
-    }
+/// A path in 16 digits, for names that may be neither long nor have a slash.
+pub(super) fn short(path: &Path) -> String {
+    let hash = xxhash_rust::xxh3::xxh3_64(path.as_os_str().as_encoded_bytes());
+    format!("{hash:016x}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicBool, Ordering};
 
     #[test]
     fn the_transaction_is_written_as_qemu_reads_it() {
@@ -588,24 +547,5 @@ mod tests {
         assert!(name.len() <= 31 && name.starts_with("xl-ext-"));
         assert_eq!(name, node_name(Path::new("/i/a.qcow2")));
         assert_ne!(name, node_name(Path::new("/i/b.qcow2")));
-    }
-
-    #[test]
-    fn the_socket_lock_lets_one_in_at_a_time_though_its_file_is_removed() {
-        let directory = tempfile::tempdir().unwrap();
-        let inside = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for _ in 0..50 {
-                        let deadline = Instant::now() + Duration::from_secs(60);
-                        let _lock =
-                            SocketLock::take_at(directory.path().join("lock"), deadline).unwrap();
-                        assert!(!inside.swap(true, Ordering::SeqCst));
-                        inside.store(false, Ordering::SeqCst);
-                    }
-                });
-            }
-        });
     }
 }

@@ -63,6 +63,7 @@ impl XenCtl {
             state: state(info.flags),
             paused: info.flags & PAUSED != 0,
             memory_bytes: info.tot_pages.saturating_mul(PAGE_BYTES),
+            has_run: info.cpu_time > 0,
         }))
     }
 }
@@ -72,6 +73,14 @@ impl Hypervisor for XenCtl {
         Ok(self
             .first_from(domid)?
             .filter(|view| view.life.domid == domid))
+    }
+
+    fn all(&self) -> Result<Vec<DomainView>> {
+        let mut all: Vec<DomainView> = Vec::new();
+        while let Some(view) = self.first_from(all.last().map_or(0, |last| last.life.domid + 1))? {
+            all.push(view);
+        }
+        Ok(all)
     }
 
     fn find(&self, uuid: Uuid) -> Result<Option<DomainView>> {

@@ -3,42 +3,33 @@
 //! Stock xl restores so that its own monitor process comes along: what the guest does afterwards
 //! (reboot, poweroff, crash) is handled as for every domain that xl started.
 
+use super::feed::fed;
 use super::subprocess::{self, Death};
 use crate::error::{Error, Result};
-use crate::memory;
+use crate::memory::{Content, Kept, header, read_header};
 use crate::model::configuration::redirect;
 use crate::plan::Switch;
-use crate::store::atomic;
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::Write;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Restores the domain by the `xl` on the path, and leaves it paused.
-pub(super) fn restore_paused(image: &Path, switches: &[Switch]) -> Result<()> {
-    let what = format!("restore {}", image.display());
-    if switches.is_empty() {
-        return restore(image.as_os_str(), Stdio::null(), &what);
-    }
-    // Through a pipe, so that the image needs no second copy for a line in its head.
+pub(super) fn restore_paused(memory: &Kept, switches: &[Switch]) -> Result<()> {
+    let what = format!("restore {}", memory.image.display());
     let failed = |error: Error| error.while_doing(&what);
-    let mut file = atomic::open_own(image).map_err(failed)?;
-    let configuration = memory::read_header(&mut file).map_err(failed)?;
-    let head = memory::header(&redirect(&configuration, switches).map_err(failed)?)?;
-    let (reader, writer) = std::io::pipe().map_err(|error| Error::io(&what, error))?;
-    std::thread::scope(|scope| {
-        let feeder = scope.spawn(move || feed(&head, file, writer));
-        let restored = restore(OsStr::new("/dev/stdin"), reader.into(), &what);
-        let fed = feeder.join().unwrap_or(Ok(()));
-        // A restore that failed stopped reading, so its word comes first.
-        restored.and(fed.map_err(|error| Error::io(format!("read {}", image.display()), error)))
+    let mut content = memory.open().map_err(failed)?;
+    if switches.is_empty() && matches!(content, Content::Plain(_)) {
+        return restore(memory.image.as_os_str(), Stdio::null(), &what);
+    }
+    // Through a pipe, so that the image needs no second copy for a line in its head. xl reads what it is given
+    // from its beginning to its end, and its monitor has let go of it by the time xl returns.
+    let mut head = Vec::new();
+    if !switches.is_empty() {
+        let configuration = read_header(&mut content).map_err(failed)?;
+        head = header(&redirect(&configuration, switches).map_err(failed)?)?;
+    }
+    fed(&head, content, &what, |from| {
+        restore(OsStr::new("/dev/stdin"), from.into(), &what)
     })
-}
-
-fn feed(head: &[u8], mut rest: File, mut to: std::io::PipeWriter) -> std::io::Result<()> {
-    to.write_all(head)?;
-    std::io::copy(&mut rest, &mut to).map(drop)
 }
 
 fn restore(image: &OsStr, input: Stdio, what: &str) -> Result<()> {

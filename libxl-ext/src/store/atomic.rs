@@ -1,10 +1,10 @@
 //! Writing so that a crash or a power cut leaves the old file or the new one.
 
-use super::FILE_MODE;
+use super::{FILE_MODE, room};
 use crate::error::{Error, ErrorKind, Result};
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
 
 /// How the names of temporary files begin.
@@ -15,12 +15,13 @@ pub(super) const TEMPORARY: &str = ".new-";
 pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
     let directory = parent(path)?;
     let failed = |error: std::io::Error| Error::io(format!("write {}", path.display()), error);
+    room::needed().map_err(failed)?;
     // tempfile creates with mode 0600, exclusively, under a name that nobody can guess.
     let mut temporary = tempfile::Builder::new()
         .prefix(TEMPORARY)
         .tempfile_in(directory)
         .map_err(failed)?;
-    temporary.write_all(content).map_err(failed)?;
+    room::write_all(temporary.as_file_mut(), content).map_err(failed)?;
     temporary.as_file().sync_all().map_err(failed)?;
     temporary
         .persist(path)
@@ -31,8 +32,8 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
 /// Makes a new file that is read and written by root alone; an existing one or a link is refused.
 pub(crate) fn create_new(path: &Path) -> Result<File> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    rustix::fs::open(path, flags, FILE_MODE)
-        .map(File::from)
+    room::needed()
+        .and_then(|()| Ok(rustix::fs::open(path, flags, FILE_MODE)?.into()))
         .map_err(|error| Error::io(format!("create {}", path.display()), error))
 }
 

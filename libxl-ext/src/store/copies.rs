@@ -6,7 +6,7 @@ use super::{DomainStore, Envelope, atomic};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::layer::Layer;
 use crate::model::name::SnapshotId;
-use crate::model::record::{DomainRecord, LeftOver, SnapshotRecord};
+use crate::model::record::{DomainRecord, LeftOver, ManagedImage, SnapshotRecord};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -34,6 +34,9 @@ pub struct PresentCopy {
     pub layers: Vec<Layer>,
     /// As in the record.
     pub left_over: Vec<LeftOver>,
+    /// As in the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub managed: Option<ManagedImage>,
 }
 
 impl PresentCopy {
@@ -44,6 +47,7 @@ impl PresentCopy {
             current: record.current,
             layers: record.layers.clone(),
             left_over: record.left_over.clone(),
+            managed: record.managed.clone(),
         }
     }
 

@@ -46,6 +46,10 @@ impl Envelope {
     pub const BUNDLE: Self = Self { kind: "bundle" };
     /// The last member of a bundle.
     pub const CHECKSUMS: Self = Self { kind: "checksums" };
+    /// The head of a packed memory image.
+    pub(crate) const IMAGE: Self = Self { kind: "image" };
+    /// The head of a pack of pages.
+    pub(crate) const PACK: Self = Self { kind: "pack" };
 
     /// Frames a value.
     ///

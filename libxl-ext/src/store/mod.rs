@@ -5,7 +5,8 @@
 //!                         /domain         the record: all snapshots of the domain
 //!                         /journal        what an operation in progress intended and did
 //!                         /present        a copy of what the record says beside its snapshots
-//!                         /<id>/memory    a memory image that stock `xl restore` takes
+//!                         /packs/<id>     pages of memory that were new with a snapshot
+//!                         /<id>/memory    a memory image
 //!                         /<id>/snapshot  a copy of what the record says of the snapshot
 //! ```
 //! `docs/store-format.md` specifies the bytes.
@@ -14,6 +15,7 @@ pub(crate) mod atomic;
 mod copies;
 mod envelope;
 mod lock;
+pub(crate) mod room;
 
 pub use copies::{PresentCopy, SnapshotCopy};
 #[cfg(test)]
@@ -22,6 +24,8 @@ pub use envelope::{Envelope, FORMAT_VERSION};
 pub use lock::{DomainLock, LockWait};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::memory::packed;
+use crate::memory::{self, Kept};
 use crate::model::name::{SnapshotId, domain_directory};
 use crate::model::record::{DomainRecord, SnapshotRecord};
 use rustix::fs::Mode;
@@ -48,15 +52,24 @@ impl Store {
         Self { root: root.into() }
     }
 
-    /// The records of all domains, as far as they can be read.
-    pub(crate) fn records(&self) -> Vec<DomainRecord> {
-        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
-        let records = entries.filter_map(|entry| {
-            let path = entry.path().join("domain");
-            let bytes = atomic::read_own(&path).ok()??;
-            Envelope::RECORD.open(&bytes, &path).ok()
-        });
-        records.collect()
+    /// The names of the domains of which there is a record that can be read, sorted.
+    pub(crate) fn domains(&self) -> Vec<String> {
+        let mut names: Vec<_> = records_below(&self.root).map(|it| it.domain).collect();
+        names.sort();
+        names
+    }
+
+    /// Bytes that can still be written below it.
+    pub(crate) fn free_bytes(&self) -> Result<u64> {
+        free_bytes(&self.root)
+    }
+
+    /// Whether nothing is kept for anybody.
+    pub fn is_empty(&self) -> bool {
+        match fs::read_dir(&self.root) {
+            Ok(mut entries) => entries.next().is_none(),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
     }
 
     /// The part of the store that belongs to one domain.
@@ -104,6 +117,50 @@ impl DomainStore {
         }
     }
 
+    /// Where the pages of packed memory images are.
+    pub fn packs_directory(&self) -> PathBuf {
+        self.directory.join("packs")
+    }
+
+    /// The memory image of a recorded snapshot, with the packs that it may need.
+    pub(crate) fn kept_memory(&self, snapshot: &SnapshotRecord) -> Kept {
+        self.kept(self.memory_of(snapshot))
+    }
+
+    /// The memory image in the store, be it of a snapshot that is not recorded.
+    pub(crate) fn kept_in_store(&self, id: SnapshotId) -> Kept {
+        self.kept(self.memory_path(id))
+    }
+
+    fn kept(&self, image: PathBuf) -> Kept {
+        Kept {
+            image,
+            packs: self.packs_directory(),
+        }
+    }
+
+    /// Every packed memory image that is there, recorded or not: what these need, nobody removes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if they cannot be listed. An image that cannot be read is among them.
+    pub(crate) fn packed_images(&self) -> Result<Vec<(SnapshotId, PathBuf)>> {
+        let failed = |error| Error::io(format!("list {}", self.directory.display()), error);
+        let mut images = Vec::new();
+        for entry in fs::read_dir(&self.directory).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let Some(id) = SnapshotId::of_file_name(&name) else {
+                continue;
+            };
+            let path = self.memory_path(id);
+            // One that is damaged in its beginning may need packs.
+            if atomic::is_there(&path) && !memory::is_stock(&path).unwrap_or(false) {
+                images.push((id, path));
+            }
+        }
+        images.sort();
+        Ok(images)
+    }
+
     /// The memory image of one snapshot while it is being written.
     pub fn partial_memory_path(&self, id: SnapshotId) -> PathBuf {
         self.snapshot_directory(id).join("memory.partial")
@@ -140,7 +197,7 @@ impl DomainStore {
             RecordFile::Damaged(error) => Err(error),
             RecordFile::Whole(record) => {
                 record.check()?;
-                Ok(record)
+                Ok(*record)
             }
         }
     }
@@ -173,7 +230,7 @@ impl DomainStore {
                 ),
             ));
         }
-        Ok(RecordFile::Whole(record))
+        Ok(RecordFile::Whole(Box::new(record)))
     }
 
     /// Replaces the record in one step that a crash cannot split.
@@ -193,12 +250,11 @@ impl DomainStore {
 
     /// The records of the other domains, as far as they can be read.
     pub(crate) fn others(&self) -> Vec<DomainRecord> {
-        let Some(root) = self.directory.parent() else {
-            return Vec::new();
-        };
-        let mut records = Store { root: root.into() }.records();
-        records.retain(|record| record.domain != self.name);
+        let root = self.directory.parent();
+        let records = root.into_iter().flat_map(records_below);
         records
+            .filter(|record| record.domain != self.name)
+            .collect()
     }
 
     /// Creates the domain's directory if it is not there.
@@ -222,16 +278,19 @@ impl DomainStore {
         private_directory(&self.snapshot_directory(id))
     }
 
-    /// Makes a memory image that was written completely durable and gives it its final name.
+    /// Makes a memory image that was written completely durable, with the pack that was, and gives them their final
+    /// names.
     ///
     /// # Errors
     /// [`ErrorKind::Io`] or [`ErrorKind::NoSpace`], if what was written did not reach the disk.
     pub fn seal_memory(&self, id: SnapshotId) -> Result<()> {
+        packed::seal(&self.packs_directory(), id)?;
         let (partial, path) = (self.partial_memory_path(id), self.memory_path(id));
         if !atomic::is_there(&partial) && atomic::is_there(&path) {
             return atomic::open_own(&path).map(drop);
         }
         atomic::sync_file(&partial)?;
+        memory::forget(atomic::open_own(&partial)?);
         fs::rename(&partial, &path)
             .map_err(|error| Error::io(format!("rename {}", partial.display()), error))?;
         atomic::sync_directory(&self.snapshot_directory(id))
@@ -307,7 +366,7 @@ pub(crate) enum RecordFile {
     /// Nothing.
     Absent,
     /// A record, which may contradict itself.
-    Whole(DomainRecord),
+    Whole(Box<DomainRecord>),
     /// Something that is no record, or no longer.
     Damaged(Error),
 }
@@ -353,6 +412,16 @@ fn directory_or_nothing(path: &Path) -> Result<()> {
     }
 }
 
+/// The records of all domains, as far as they can be read.
+fn records_below(root: &Path) -> impl Iterator<Item = DomainRecord> + use<> {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    entries.filter_map(|entry| {
+        let path = entry.path().join("domain");
+        let bytes = atomic::read_own(&path).ok()??;
+        Envelope::RECORD.open(&bytes, &path).ok()
+    })
+}
+
 /// Creates a directory and those above it that are missing, so that a power cut does not take them.
 pub(crate) fn private_directory(path: &Path) -> Result<()> {
     directory_or_nothing(path)?;
@@ -361,7 +430,8 @@ pub(crate) fn private_directory(path: &Path) -> Result<()> {
         .take_while(|ancestor| !ancestor.exists())
         .collect();
     for directory in missing.into_iter().rev() {
-        let created = fs::DirBuilder::new().mode(0o700).create(directory);
+        let created =
+            room::needed().and_then(|()| fs::DirBuilder::new().mode(0o700).create(directory));
         match created {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(Error::io(

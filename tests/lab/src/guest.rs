@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use md5::{Digest as _, Md5};
 use serde::{Deserialize, Serialize};
 
 use crate::host::Lab;
@@ -137,7 +138,7 @@ impl GuestSpec {
         let _ = writeln!(
             text,
             "type=\"{kind}\"\nkernel=\"/root/guest/{kernel}\"\nramdisk=\"/root/guest/initrd\"\n\
-             extra=\"console=hvc0 panic=1\"\nmemory={}\nvcpus={}\ndisk=[{}]",
+             extra=\"console=hvc0 panic=1 quiet clearcpuid=112\"\nmemory={}\nvcpus={}\ndisk=[{}]",
             self.memory,
             self.vcpus,
             disks.join(",")
@@ -263,6 +264,18 @@ impl<'lab> Guest<'lab> {
         self.ask_within(request, ANSWER_SECONDS)
     }
 
+    /// Sends several requests at once, which takes little longer than one, and returns their answers.
+    ///
+    /// # Errors
+    /// As [`Guest::ask`]; those after one that was refused are not sent.
+    pub fn ask_all<const N: usize>(&self, requests: [&str; N]) -> Result<[String; N]> {
+        let answer = self.ask(&requests.join(" ; "))?;
+        let answers: Vec<_> = answer.split(';').map(|it| it.trim().to_owned()).collect();
+        answers
+            .try_into()
+            .map_err(|answers| anyhow!("{N} requests had the answers {answers:?}"))
+    }
+
     /// As [`Guest::ask`], with a limit of its own.
     ///
     /// # Errors
@@ -376,6 +389,20 @@ impl<'lab> Guest<'lab> {
         self.ask_within(&format!("sum {vdev} {offset} {mib}"), 60 + mib)
     }
 
+    /// As [`Guest::sum`], of the same range of several disks.
+    ///
+    /// # Errors
+    /// When the guest cannot.
+    pub fn sums<const N: usize>(
+        &self,
+        vdevs: [&str; N],
+        offset: u32,
+        mib: u32,
+    ) -> Result<[String; N]> {
+        let requests = vdevs.map(|vdev| format!("sum {vdev} {offset} {mib}"));
+        self.ask_all(requests.each_ref().map(String::as_str))
+    }
+
     /// Stops or resumes the marking of the disks. When this returns, no mark is on its way any more.
     ///
     /// # Errors
@@ -397,17 +424,17 @@ impl<'lab> Guest<'lab> {
     /// Waits until there is no domain of this name, and no device model of it.
     ///
     /// # Errors
-    /// When it stays for a minute.
+    /// When it stays for five minutes: an HVM guest takes long to switch off under emulation.
     pub fn wait_gone(&self) -> Result<()> {
         let name = quote(&self.name);
         // The brackets keep pgrep from finding this very script.
         // The device model still flushes and closes the images after the domain has left the list.
         let script = format!(
             "tries=0; while xl domid {name} >/dev/null 2>&1 || pgrep -f -- '-[n]ame {name}( |$)' >/dev/null; do \
-             tries=$((tries + 1)); [ $tries -gt 120 ] && exit 1; sleep 0.5; done"
+             tries=$((tries + 1)); [ $tries -gt 600 ] && exit 1; sleep 0.5; done"
         );
         self.lab
-            .run(&script)
+            .run_within(&script, Duration::from_secs(330))
             .map(drop)
             .with_context(|| format!("guest {} does not go", self.name))
     }
@@ -477,14 +504,48 @@ pub fn image_sum(lab: &Lab, path: &str, offset: u32, mib: u32) -> Result<String>
 }
 
 /// The MD5 sum of what [`Guest::write`] writes.
-///
-/// # Errors
-/// When dom0 does not answer.
-pub fn pattern_sum(lab: &Lab, pattern: &str, mib: u32) -> Result<String> {
-    let pattern = quote(pattern);
-    lab.run(&format!(
-        "yes {pattern} | head -c {mib}M | md5sum | cut -d' ' -f1"
-    ))
+pub fn pattern_sum(pattern: &str, mib: u32) -> String {
+    format!("{:x}", Md5::digest(pattern_of(pattern, mib)))
+}
+
+fn pattern_of(pattern: &str, mib: u32) -> Vec<u8> {
+    let line = format!("{pattern}\n").into_bytes();
+    let content = line.iter().copied().cycle();
+    content.take((mib as usize) << 20).collect()
+}
+
+/// Which mebibytes of a disk hold something of [`lived_on`]: the first, and how many.
+pub const LIVED: (u32, u32) = (2, 4);
+
+/// Where a guest that lives on to a word writes, in mebibytes of each disk: the first of [`LIVED`], which changes each
+/// time, and one that the word chooses, so that what is never written again stands in images below the disk's own.
+pub fn places(word: &str) -> [u32; 2] {
+    let chosen = word.bytes().fold(0, |sum: u32, byte| {
+        sum.wrapping_mul(31).wrapping_add(byte.into())
+    });
+    [LIVED.0, LIVED.0 + 1 + chosen % (LIVED.1 - 1)]
+}
+
+/// The requests that have a guest live on to a word: it is in its memory, and on its disks.
+pub fn lived_on(word: &str, vdevs: &[&str]) -> Vec<String> {
+    let writes = vdevs
+        .iter()
+        .flat_map(|vdev| places(word).map(|place| format!("write {vdev} {place} 1 {word}-{vdev}")));
+    std::iter::once(format!("mem set word {word}"))
+        .chain(writes)
+        .collect()
+}
+
+/// The MD5 sum of mebibytes that were written one by one, each as by [`Guest::write`], or never.
+pub fn mebibytes_sum<'a>(patterns: impl IntoIterator<Item = Option<&'a str>>) -> String {
+    let mut sum = Md5::new();
+    for pattern in patterns {
+        sum.update(match pattern {
+            Some(pattern) => pattern_of(pattern, 1),
+            None => vec![0; 1 << 20],
+        });
+    }
+    format!("{:x}", sum.finalize())
 }
 
 /// Destroys all guests of `lab` and removes their files.
@@ -530,6 +591,12 @@ mod tests {
         assert_eq!(Mark::parse(text).unwrap(), Some(mark));
         assert_eq!(Mark::parse("").unwrap(), None);
         assert!(Mark::parse("mark 7 tick").is_err());
+    }
+
+    #[test]
+    fn the_sum_of_a_pattern_is_that_of_yes_and_head() {
+        // yes kept | head -c 1M | md5sum
+        assert_eq!(pattern_sum("kept", 1), "bed831e84cf3cefaeae8ff39a30333bf");
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub struct BootOptions {
 impl Default for BootOptions {
     fn default() -> Self {
         Self {
-            smp: 2,
+            smp: 1,
             mem: 4096,
             lifetime: Lifetime::Detached,
         }

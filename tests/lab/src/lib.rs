@@ -4,6 +4,7 @@
 //! tests in [`steps`]. What a step shows ([`coverage`]) and how it ended ([`results`]) makes the [`table`] of features.
 //! Everything that concerns one run lives in one directory, see [`run_dir`].
 
+pub mod bench;
 pub mod coverage;
 pub mod demo;
 pub mod guest;

@@ -13,7 +13,7 @@ use lab::qemu::{self, Lifetime};
 use lab::run_dir::RunDir;
 use lab::ssh::quote;
 use lab::table::{self, Limits};
-use lab::{demo, logs, power_cuts, results, step};
+use lab::{bench, demo, logs, power_cuts, results, step};
 
 #[derive(Parser)]
 #[command(
@@ -34,8 +34,8 @@ struct Name {
 
 #[derive(Args)]
 struct Machine {
-    /// CPUs of the Xen host
-    #[arg(long, default_value_t = 2)]
+    /// CPUs of the Xen host; with more than one, HVM guests do not survive the emulation
+    #[arg(long, default_value_t = 1)]
     smp: u32,
     /// Memory of the Xen host in MiB
     #[arg(long, default_value_t = 4096)]
@@ -121,8 +121,8 @@ enum Verb {
         /// Print the names of the steps and run none
         #[arg(long)]
         list: bool,
-        /// How many labs share the steps; each keeps up to two CPUs of this machine busy
-        #[arg(long, default_value_t = 1)]
+        /// How many labs share the steps; each CPU of each of them keeps one of this machine busy
+        #[arg(long, default_value_t = 2)]
         labs: usize,
         #[command(flatten)]
         machine: Machine,
@@ -141,6 +141,20 @@ enum Verb {
         /// Where the logs go when something is wrong
         #[arg(long, default_value = "target/lab-logs")]
         logs: PathBuf,
+        #[command(flatten)]
+        machine: Machine,
+    },
+    /// Print how long stock xl and the product take for a save and a restore, and the room; and how fast a pull is; side by side
+    Bench {
+        /// The product: a staging directory, as `make install DESTDIR=...` fills it
+        #[arg(long)]
+        stage: PathBuf,
+        /// How many rounds count
+        #[arg(long, default_value_t = 5)]
+        rounds: u32,
+        /// What is measured
+        #[arg(long, value_enum, default_value_t)]
+        what: bench::What,
         #[command(flatten)]
         machine: Machine,
     },
@@ -234,6 +248,19 @@ fn run(verb: Verb) -> Result<u8> {
             logs,
             machine,
         } => cut_power(&stage, cuts, seed, &logs, &machine)?,
+        Verb::Bench {
+            stage,
+            rounds,
+            what,
+            machine,
+        } => {
+            let lab = own_lab("bench", &machine)?;
+            let measured = lab
+                .install(&stage)
+                .and_then(|()| bench::run(&lab, rounds, what));
+            lab.destroy()?;
+            measured?;
+        }
         Verb::Table {
             results,
             limits,
@@ -245,6 +272,16 @@ fn run(verb: Verb) -> Result<u8> {
     Ok(0)
 }
 
+/// A lab that ends with this process.
+fn own_lab(what: &str, machine: &Machine) -> Result<Lab> {
+    let options = BootOptions {
+        smp: machine.smp,
+        mem: machine.mem,
+        lifetime: Lifetime::Process,
+    };
+    Lab::boot(&format!("{what}-{}", std::process::id()), options)
+}
+
 fn cut_power(
     stage: &Path,
     cuts: u32,
@@ -252,12 +289,7 @@ fn cut_power(
     logs: &Path,
     machine: &Machine,
 ) -> Result<()> {
-    let options = BootOptions {
-        smp: machine.smp,
-        mem: machine.mem,
-        lifetime: Lifetime::Process,
-    };
-    let mut lab = Lab::boot(&format!("cuts-{}", std::process::id()), options)?;
+    let mut lab = own_lab("cuts", machine)?;
     lab.install(stage)?;
     let report = power_cuts::run(&mut lab, cuts, seed.unwrap_or_else(power_cuts::any_seed));
     if report.is_err() {

@@ -216,10 +216,32 @@ impl<'lab> Product<'lab> {
         Ok(())
     }
 
-    /// Shell words that hold while the memory image being written has more than `mib` MiB.
+    /// Shell words that hold while memory is being written, once more than `mib` MiB came from libxl: what becomes of
+    /// that in the store says nothing.
     pub fn memory_beyond(&self, mib: u32) -> String {
         let store = quote(&self.store);
-        format!("find {store} -name memory.partial -size +{mib}M 2>/dev/null | grep -q .")
+        let beyond = u64::from(mib) << 20;
+        format!(
+            "{{ find {store} -name memory.partial 2>/dev/null | grep -q . && \
+             cat $(pgrep '^(xl-ext|libxl-ext-agent)' | sed 's|.*|/proc/&/io|') 2>/dev/null | \
+             awk '/^rchar/ && $2 > {beyond} {{ found = 1 }} END {{ exit !found }}'; }}"
+        )
+    }
+
+    /// Leaves a MiB of room in the tmpfs at `directory`, in the background, once more than `mib` MiB of memory came from
+    /// libxl: to fill it would take longer than a save. A file `DIRECTORY.shrunk` says that it was done.
+    ///
+    /// # Errors
+    /// When dom0 does not answer.
+    pub fn shrink_beyond(&self, mib: u32, directory: &str) -> Result<()> {
+        // It is refused as long as more than that is written in the meantime.
+        let script = format!(
+            "rm -f {directory}.shrunk; (while ! {}; do :; done; \
+             until mount -o remount,size=$(($(df --output=used -B1 {directory} | tail -n 1) + 1048576)) {directory}; \
+             do :; done; touch {directory}.shrunk) >/dev/null 2>&1 &",
+            self.memory_beyond(mib)
+        );
+        self.lab.run(&script).map(drop)
     }
 
     /// Waits until no helper of libxl's works on a save any more.

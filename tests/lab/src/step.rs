@@ -132,11 +132,11 @@ pub struct Options {
     pub keep: bool,
     /// Whether expensive steps run too.
     pub all: bool,
-    /// The lab's CPUs, but for steps that need one with one CPU.
+    /// The CPUs of each lab.
     pub smp: u32,
     /// The lab's memory in MiB.
     pub mem: u32,
-    /// How many labs share the steps. Each keeps up to two CPUs of this machine busy.
+    /// How many labs share the steps.
     pub labs: usize,
 }
 
@@ -170,7 +170,7 @@ impl fmt::Display for Tally {
 
 /// Prints the names of the steps that the filters leave.
 pub fn print_names(filters: &[String]) {
-    for step in chosen(steps::every(), filters) {
+    for step in chosen(filters) {
         println!("{}", step.name);
     }
 }
@@ -180,11 +180,11 @@ pub fn print_names(filters: &[String]) {
 /// # Errors
 /// When a lab does not come up, or no step has such a name.
 pub fn run_all(options: &Options) -> Result<bool> {
-    let queues = [
-        Queue::of(steps::all(), &options.filters, "", options.smp),
-        Queue::of(steps::one_cpu(), &options.filters, "-one-cpu", 1),
-    ];
-    let count: usize = queues.iter().map(|queue| queue.steps.len()).sum();
+    let queue = Queue {
+        steps: chosen(&options.filters),
+        next: AtomicUsize::new(0),
+    };
+    let count = queue.steps.len();
     if count == 0 {
         return Err(anyhow!(
             "no step's name contains {}",
@@ -198,11 +198,8 @@ pub fn run_all(options: &Options) -> Result<bool> {
         let running: Vec<_> = (0..options.labs.clamp(1, count))
             .map(|number| {
                 scope.spawn({
-                    let (queues, tally) = (&queues, &tally);
-                    move || {
-                        let mut queues = queues.iter();
-                        queues.try_for_each(|queue| work(number, queue, options, tally))
-                    }
+                    let (queue, tally) = (&queue, &tally);
+                    move || work(number, queue, options, tally)
                 })
             })
             .collect();
@@ -221,31 +218,13 @@ pub fn run_all(options: &Options) -> Result<bool> {
     Ok(tally.failed == 0)
 }
 
-/// Steps for labs of one kind, of which some were taken.
+/// The steps, of which some were taken.
 struct Queue {
     steps: Vec<&'static Step>,
     next: AtomicUsize,
-    /// What the labs' names end with.
-    suffix: &'static str,
-    /// Their CPUs.
-    smp: u32,
 }
 
 impl Queue {
-    fn of(
-        steps: impl Iterator<Item = &'static Step>,
-        filters: &[String],
-        suffix: &'static str,
-        smp: u32,
-    ) -> Self {
-        Self {
-            steps: chosen(steps, filters),
-            next: AtomicUsize::new(0),
-            suffix,
-            smp,
-        }
-    }
-
     fn take(&self) -> Option<&'static Step> {
         self.steps
             .get(self.next.fetch_add(1, Ordering::Relaxed))
@@ -270,7 +249,7 @@ fn work(number: usize, queue: &Queue, options: &Options, tally: &SharedTally) ->
     if next.is_none() {
         return Ok(());
     }
-    let lab = boot(number, queue, options)?;
+    let lab = boot(number, options)?;
     if let Some(stage) = &options.stage {
         lab.install(stage)?;
     }
@@ -294,8 +273,8 @@ fn work(number: usize, queue: &Queue, options: &Options, tally: &SharedTally) ->
     context.lab.destroy()
 }
 
-fn chosen(steps: impl Iterator<Item = &'static Step>, filters: &[String]) -> Vec<&'static Step> {
-    steps
+fn chosen(filters: &[String]) -> Vec<&'static Step> {
+    steps::all()
         .filter(|step| {
             filters.is_empty() || filters.iter().any(|part| step.name.contains(part.as_str()))
         })
@@ -303,24 +282,22 @@ fn chosen(steps: impl Iterator<Item = &'static Step>, filters: &[String]) -> Vec
 }
 
 /// The product has no part in the boot, so a second attempt hides nothing of it; that there was one is said.
-fn boot(number: usize, queue: &Queue, options: &Options) -> Result<Lab> {
+fn boot(number: usize, options: &Options) -> Result<Lab> {
     let lifetime = if options.keep {
         Lifetime::Detached
     } else {
         Lifetime::Process
     };
     let machine = BootOptions {
-        smp: queue.smp,
+        smp: options.smp,
         mem: options.mem,
         lifetime,
     };
-    let name = format!("test-{}-{number}{}", std::process::id(), queue.suffix);
+    let name = format!("test-{}-{number}", std::process::id());
     Lab::boot(&name, machine).or_else(|error| {
         eprintln!("lab: THE LAB DID NOT COME UP: {error:#}");
         if let Ok(lab) = Lab::attach(&name) {
-            let out = options
-                .logs
-                .join(format!("first-boot-{number}{}", queue.suffix));
+            let out = options.logs.join(format!("first-boot-{number}"));
             keep_logs(&lab, &out);
             lab.destroy()?;
         }
@@ -347,10 +324,12 @@ fn run_one(step: &Step, context: &mut Context, options: &Options, tally: &Shared
                 Outcome::Skipped
             } else {
                 let out = options.logs.join(step.name);
+                // On one line, so that whoever looks for failures in a long output has all of it.
                 let failure = format!(
-                    "FAIL  {} ({seconds:.1} s), logs in {}: {error:#}",
+                    "FAIL  {} ({seconds:.1} s), logs in {}: {}",
                     step.name,
-                    out.display()
+                    out.display(),
+                    format!("{error:#}").trim_end().replace('\n', " | ")
                 );
                 println!("{failure}");
                 tally.lock().fail(failure);
@@ -426,7 +405,7 @@ mod tests {
 
     #[test]
     fn every_step_has_a_name_of_its_own() {
-        let mut names: Vec<_> = steps::every().map(|step| step.name).collect();
+        let mut names: Vec<_> = steps::all().map(|step| step.name).collect();
         assert!(names.iter().all(|name| name.starts_with("ts-")));
         let count = names.len();
         names.sort_unstable();

@@ -4,7 +4,6 @@ use super::{dry_run, real};
 use libxl_ext::event::Unobserved;
 use libxl_ext::model::disk::DeviceDisk;
 use libxl_ext::model::layer::Layer;
-use libxl_ext::observe::layer_of;
 use libxl_ext::snapshot::Host;
 use libxl_ext::store::Store;
 use libxl_ext::{Error, ErrorKind, Result};
@@ -25,27 +24,38 @@ struct CreateInfo {
     name: String,
 }
 
-/// One more argument for `xl create ARGUMENTS`, if the domain needs it.
-pub(super) fn for_create(root: &Path, arguments: &[OsString]) -> Result<Option<OsString>> {
+/// What there is to be known for the making of a domain.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum ForCreate {
+    /// Nothing.
+    Nothing,
+    /// One more argument.
+    Disks(OsString),
+    /// The domain of this name was saved.
+    GoOn(String),
+}
+
+/// Looks at what `xl create ARGUMENTS` would make.
+pub(super) fn for_create(root: &Path, arguments: &[OsString]) -> Result<ForCreate> {
+    if Store::new(root).is_empty() {
+        return Ok(ForCreate::Nothing);
+    }
     let Some(output) = real::dry_run_of_create(arguments)? else {
-        return Ok(None);
+        return Ok(ForCreate::Nothing);
     };
     let config = Config::deserialize(dry_run::read(&output)?).map_err(|error| {
         Error::new(ErrorKind::Toolstack, "read what `xl -N create` printed").because(error)
     })?;
     let name = &config.c_info.name;
     if !Store::new(root).domain(name).exists() {
-        return Ok(None);
+        return Ok(ForCreate::Nothing);
     }
     let host = Host::connect()?.with_store(root);
-    let record = host.record_for_start(name, &Unobserved)?;
-    let layers = config
-        .disks
-        .iter()
-        .map(|disk| layer_of(&record, disk))
-        .collect::<Result<Vec<_>>>()?;
+    let Some(layers) = host.layers_for_start(name, &config.disks, &Unobserved)? else {
+        return Ok(ForCreate::GoOn(name.clone()));
+    };
     if layers.iter().all(Option::is_none) {
-        return Ok(None);
+        return Ok(ForCreate::Nothing);
     }
     for (disk, layer) in config.disks.iter().zip(&layers) {
         if let Some(layer) = layer {
@@ -59,9 +69,11 @@ pub(super) fn for_create(root: &Path, arguments: &[OsString]) -> Result<Option<O
     }
     let disks = config.disks.iter().zip(&layers);
     let disks = disks
-        .map(|(disk, layer)| specification(disk, *layer))
+        .map(|(disk, layer)| specification(disk, layer.as_ref()))
         .collect::<Result<Vec<_>>>()?;
-    Ok(Some(format!("disk=[{}]", disks.join(",")).into()))
+    Ok(ForCreate::Disks(
+        format!("disk=[{}]", disks.join(",")).into(),
+    ))
 }
 
 /// A disk as an entry of `disk=[...]` (xl-disk-configuration(5)), with the image of a layer.
@@ -129,8 +141,8 @@ mod tests {
     use super::*;
     use libxl_ext::model::disk::ImageFormat;
     use libxl_ext::model::layer::Backing;
-    use libxl_ext::model::record::DomainRecord;
     use serde_json::json;
+    use std::path::Path;
 
     fn disk(value: Value) -> DeviceDisk {
         serde_json::from_value(value).unwrap()
@@ -145,6 +157,7 @@ mod tests {
             vdev: "xvda".into(),
             image: Path::new("/i/a,b.qcow2").into(),
             backing: Some(base.clone()),
+            below_written: None,
             base,
             active: true,
             merging: None,
@@ -157,17 +170,8 @@ mod tests {
             "pdev_path": "/i/a.raw", "vdev": "xvda", "backend": "qdisk", "format": "raw",
             "readwrite": 1, "discard_enable": "True", "backend_domid": 0,
         }));
-        let mut record = DomainRecord::new("g");
-        record.add_layers(&[layer()]);
-        let other = DeviceDisk {
-            pdev_path: Some("/i/b.raw".into()),
-            ..raw.clone()
-        };
-        let found = layer_of(&record, &raw).unwrap();
-        assert_eq!(found, Some(&layer()));
-        assert_eq!(layer_of(&record, &other).unwrap(), None);
         assert_eq!(
-            specification(&raw, found).unwrap(),
+            specification(&raw, Some(&layer())).unwrap(),
             "\"vdev=xvda,format=qcow2,access=rw,backendtype=qdisk,discard,target=/i/a,b.qcow2\""
         );
         let cdrom =
@@ -178,23 +182,18 @@ mod tests {
         );
     }
 
+    /// Who has no snapshots is not kept from anything.
     #[test]
-    fn an_image_is_known_by_any_of_its_names() {
-        let directory = tempfile::tempdir().unwrap();
-        let (base, link) = (directory.path().join("base"), directory.path().join("link"));
-        std::fs::write(&base, b"").unwrap();
-        std::os::unix::fs::symlink(&base, &link).unwrap();
-        let mut record = DomainRecord::new("g");
-        let mut layer = layer();
-        layer.base.image = base.as_path().into();
-        record.add_layers(&[layer.clone()]);
-        let disk = |path: &Path| DeviceDisk {
-            pdev_path: Some(path.display().to_string()),
-            readwrite: 1,
-            ..DeviceDisk::default()
-        };
-        assert_eq!(layer_of(&record, &disk(&link)).unwrap(), Some(&layer));
-        assert_eq!(layer_of(&record, &disk(&layer.image)).unwrap(), None);
+    fn nothing_is_asked_where_nothing_is_kept() {
+        let root = tempfile::tempdir().unwrap();
+        let stdin = [OsString::from("-")];
+        let store = root.path().join("store");
+        assert_eq!(for_create(&store, &stdin).unwrap(), ForCreate::Nothing);
+        std::fs::create_dir(&store).unwrap();
+        assert_eq!(for_create(&store, &stdin).unwrap(), ForCreate::Nothing);
+        std::fs::create_dir(store.join("g")).unwrap();
+        let refused = for_create(&store, &stdin).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unsupported);
     }
 
     #[test]

@@ -6,8 +6,9 @@ mod disks;
 pub(crate) mod dry_run;
 mod real;
 
-use libxl_ext::Result;
+use disks::ForCreate;
 use libxl_ext::store::DEFAULT_ROOT;
+use libxl_ext::{Error, ErrorKind, Result};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
@@ -39,10 +40,123 @@ pub(crate) fn run(arguments: &[OsString]) -> Result<Vec<OsString>> {
         Invocation::Create(at) => {
             let root = std::env::var_os("XL_EXT_STORE").map_or(DEFAULT_ROOT.into(), PathBuf::from);
             let mut arguments = arguments.to_vec();
-            let disks = disks::for_create(&root, &arguments[at..])?;
-            arguments.extend(disks);
+            match disks::for_create(&root, &arguments[at..])? {
+                ForCreate::Nothing => {}
+                ForCreate::Disks(disks) => arguments.push(disks),
+                ForCreate::GoOn(domain) => {
+                    let how = How::of(&arguments[..at - 1], &arguments[at..]);
+                    if !how.dry {
+                        eprintln!("xl-ext: '{domain}' was saved and goes on from there");
+                    }
+                    return Ok(how.start(domain));
+                }
+            }
             Err(real::become_xl(&arguments))
         }
+    }
+}
+
+/// Has the real `xl` create the domain of a configuration file, on the layers that its disks are.
+///
+/// # Errors
+/// If it does not, or a domain's disks cannot be given to it.
+pub(crate) fn create(root: &Path, file: &Path, options: &[&str]) -> Result<()> {
+    real::run(&words_for_create(root, file, options)?)
+}
+
+/// The words for that, without `xl`.
+pub(crate) fn words_for_create(
+    root: &Path,
+    file: &Path,
+    options: &[&str],
+) -> Result<Vec<OsString>> {
+    // An absolute path is no option.
+    let file = std::path::absolute(file)
+        .map_err(|error| Error::io(format!("look for {}", file.display()), error))?;
+    let named = [OsString::from("-f"), file.into()];
+    let disks = match disks::for_create(root, &named)? {
+        ForCreate::Nothing => None,
+        ForCreate::Disks(disks) => Some(disks),
+        ForCreate::GoOn(domain) => {
+            return Err(Error::new(
+                ErrorKind::Stale,
+                format!("domain '{domain}' was saved in the meantime"),
+            ));
+        }
+    };
+    let options = options.iter().map(OsString::from);
+    let words = std::iter::once("create".into()).chain(options);
+    Ok(words.chain(named).chain(disks).collect())
+}
+
+/// Asks a domain to shut down, as `xl shutdown -F` does, and does not wait.
+///
+/// # Errors
+/// If `xl` refuses.
+pub(crate) fn shutdown(domid: u32) -> Result<()> {
+    real::run(&["shutdown".into(), "-F".into(), domid.to_string().into()])
+}
+
+/// Becomes `xl console`. Returns only if that fails.
+pub(crate) fn become_console(domain: &str) -> Error {
+    real::become_xl(&["console".into(), domain.into()])
+}
+
+/// How `xl create` is to make a domain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct How {
+    dry: bool,
+    paused: bool,
+    console: bool,
+}
+
+impl How {
+    /// From xl's own options and those of `create`, where several letters may be in one word.
+    fn of(general: &[OsString], words: &[OsString]) -> Self {
+        let mut how = Self {
+            dry: general
+                .iter()
+                .any(|word| word.as_encoded_bytes().contains(&b'N')),
+            ..Self::default()
+        };
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            match word.as_encoded_bytes() {
+                b"--" => break,
+                b"--dryrun" => how.dry = true,
+                b"--defconfig" => drop(words.next()),
+                [b'-', b'-', ..] => {}
+                [b'-', letters @ ..] => {
+                    for (at, letter) in letters.iter().enumerate() {
+                        match letter {
+                            b'n' => how.dry = true,
+                            b'p' => how.paused = true,
+                            b'c' => how.console = true,
+                            // The rest is its value, or the next word.
+                            b'f' => {
+                                if at + 1 == letters.len() {
+                                    words.next();
+                                }
+                                break;
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        how
+    }
+
+    /// Our command for a domain that was saved.
+    fn start(self, domain: String) -> Vec<OsString> {
+        let mut ours: Vec<OsString> = vec!["xl-ext".into(), "start".into()];
+        ours.extend(self.paused.then(|| "--paused".into()));
+        ours.extend((self.console && !self.dry).then(|| "--console".into()));
+        ours.extend(self.dry.then(|| "--plan".into()));
+        ours.extend(["--".into(), domain.into()]);
+        ours
     }
 }
 
@@ -53,7 +167,11 @@ fn understand(arguments: &[OsString]) -> Invocation {
     let Some(command) = arguments.get(options).and_then(|word| word.to_str()) else {
         return Invocation::Theirs;
     };
-    if command.starts_with("snapshot-") {
+    if command.starts_with("snapshot-")
+        || command.starts_with("managed-save")
+        || command.starts_with("block-pull")
+        || command == "start"
+    {
         let has = |letter: u8| {
             let mut options = arguments[..options].iter();
             options.any(|option| option.as_encoded_bytes().contains(&letter))
@@ -62,7 +180,15 @@ fn understand(arguments: &[OsString]) -> Invocation {
         ours.extend(has(b'v').then(|| "-v".into()));
         ours.push(command.into());
         // xl's word for a dry run.
-        let changes = ["create", "revert", "delete"];
+        let changes = [
+            "create",
+            "revert",
+            "delete",
+            "managed-save",
+            "managed-save-remove",
+            "start",
+            "block-pull",
+        ];
         let changes = changes.iter().any(|verb| command.ends_with(verb));
         ours.extend((has(b'N') && changes).then(|| "--plan".into()));
         ours.extend_from_slice(&arguments[options + 1..]);
@@ -103,6 +229,31 @@ mod tests {
             ("list -l snapshot-list", Invocation::Theirs),
         ] {
             assert_eq!(understand(&words(typed)), meant, "{typed}");
+        }
+    }
+
+    #[test]
+    fn what_was_saved_goes_on_as_create_was_told_and_not_in_a_dry_run() {
+        let start = |general: &str, words_: &str| {
+            let ours = How::of(&words(general), &words(words_)).start("g".into());
+            let ours = ours.iter().map(|word| word.to_str().unwrap());
+            ours.collect::<Vec<_>>().join(" ")
+        };
+        for (general, arguments, ours) in [
+            ("", "g.cfg", "xl-ext start -- g"),
+            ("-v", "-qpc g.cfg", "xl-ext start --paused --console -- g"),
+            ("-N", "-c g.cfg", "xl-ext start --plan -- g"),
+            ("", "-n g.cfg", "xl-ext start --plan -- g"),
+            ("", "--dryrun -p g.cfg", "xl-ext start --paused --plan -- g"),
+            ("", "-f pn.cfg", "xl-ext start -- g"),
+            ("", "-fpn.cfg memory=5", "xl-ext start -- g"),
+            ("", "--defconfig -p -- -c", "xl-ext start -- g"),
+        ] {
+            assert_eq!(
+                start(general, arguments),
+                ours,
+                "{general} create {arguments}"
+            );
         }
     }
 

@@ -40,12 +40,7 @@ pub(super) fn run(context: &Context, args: &Check) -> Result<()> {
 }
 
 fn not_well(count: usize, left: &Findings, repaired: bool) -> Error {
-    let things = if count == 1 {
-        "1 thing is not as it should be".into()
-    } else {
-        format!("{count} things are not as they should be")
-    };
-    let error = Error::new(ErrorKind::Corrupt, things);
+    let error = Error::new(ErrorKind::Corrupt, super::things_amiss(count));
     match (repaired, left.repairs.len()) {
         (true, _) => error.hint("what would lose something if it were mended is left to you"),
         (false, 0) => error,

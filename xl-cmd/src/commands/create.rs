@@ -49,6 +49,7 @@ fn request(args: &Create, described: SnapshotFile) -> Result<CreateRequest> {
         live: args.live,
         kind: external.or(described.kind),
         disks: args.disks.iter().chain(described_disks).cloned().collect(),
+        only_disks: false,
         disk_only,
         configuration: args
             .domain_config
@@ -56,6 +57,7 @@ fn request(args: &Create, described: SnapshotFile) -> Result<CreateRequest> {
             .map(dry_run::of_file)
             .transpose()?,
         memory_file: memory_file.as_deref().map(absolute).transpose()?,
+        format: args.format.into(),
     })
 }
 

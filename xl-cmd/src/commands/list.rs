@@ -10,10 +10,11 @@ pub(super) fn run(context: &Context, args: &List) -> Result<()> {
     let record = context.host.snapshots(&args.domain, &context.terminal)?;
     context.terminal.finish();
     if args.json {
-        print_json(&render::list_json(&context.host, &record))
+        print_json(&render::list_json(&context.host, &record)?)
     } else if args.tree {
         print(&render::tree(&record))
     } else {
-        print(&render::table(&record, &TimeZone::system()))
+        let rooms = context.host.memory_rooms(&record)?;
+        print(&render::table(&record, &rooms, &TimeZone::system()))
     }
 }

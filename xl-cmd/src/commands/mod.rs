@@ -7,8 +7,11 @@ mod delete;
 mod diff;
 mod edit;
 mod export_memory;
+mod host;
 mod info;
 mod list;
+mod managed_save;
+mod pull;
 mod revert;
 mod verify;
 
@@ -19,18 +22,31 @@ use libxl_ext::plan::Request;
 use libxl_ext::snapshot::{Done, Host};
 use libxl_ext::{Error, ErrorKind, Result};
 use serde::Serialize;
+use serde_json::Value;
 use std::io::Write;
+use std::path::PathBuf;
 
 /// What a command has to work with.
 struct Context {
     host: Host,
+    /// The directory of the store.
+    store: PathBuf,
     terminal: Terminal,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+/// How a command ended that did what it should.
+pub(crate) enum Answer {
+    /// It did.
+    Done,
+    /// What was asked is not so, which is no failure.
+    No,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<Answer> {
     let host = Host::connect()?.with_store(&arguments.store);
     let context = Context {
         host,
+        store: arguments.store.clone(),
         terminal: Terminal::new(),
     };
     let result = match &arguments.command {
@@ -46,10 +62,27 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Command::SnapshotDescribe(args) => edit::describe(&context, args),
         Command::SnapshotExport(args) => bundle::export(&context, args),
         Command::SnapshotImport(args) => bundle::import(&context, args),
+        Command::ManagedSave(args) => managed_save::save(&context, args),
+        Command::ManagedSaveStatus(args) => return managed_save::status(&context, args),
+        Command::ManagedSaveList(args) => managed_save::list(&context, args),
+        Command::ManagedSaveRemove(args) => managed_save::remove(&context, args),
+        Command::Start(args) => managed_save::start(&context, args),
+        Command::BlockPull(args) => pull::run(&context, args),
+        Command::BlockPullInfo(args) => pull::info(&context, args),
+        Command::BlockPullAbort(args) => pull::abort(&context, args),
+        Command::BlockPullSetSpeed(args) => pull::set_speed(&context, args),
+        Command::HostShutdown(args) => host::shutdown(&context, args),
+        Command::HostStart(args) => host::start(&context, args),
         Command::SnapshotExportMemory(args) => export_memory::run(&context, args),
     };
     context.terminal.finish();
-    result
+    result.map(|()| Answer::Done)
+}
+
+/// What a command prints.
+enum Said {
+    Json(Value),
+    Text(String),
 }
 
 impl Context {
@@ -61,23 +94,42 @@ impl Context {
         output: Output,
         describe: impl FnOnce(&Done) -> String,
     ) -> Result<()> {
+        let (said, end) = self.attempt(domain, request, output, describe)?;
+        match said {
+            Said::Json(value) => print_json(&value)?,
+            Said::Text(text) => print(&text)?,
+        }
+        end
+    }
+
+    /// The same, with what is to be printed, and whether everything is tidied up too.
+    fn attempt(
+        &self,
+        domain: &str,
+        request: &Request,
+        output: Output,
+        describe: impl FnOnce(&Done) -> String,
+    ) -> Result<(Said, Result<()>)> {
         if output.plan {
-            let plan = self.host.plan(domain, request, &self.terminal)?;
+            let plan = self.host.plan(domain, request, &self.terminal);
             self.terminal.finish();
-            return if output.json {
-                print_json(&plan)
+            let plan = plan?;
+            let said = if output.json {
+                Said::Json(json(&plan)?)
             } else {
-                print(&plan.to_string())
+                Said::Text(plan.to_string())
             };
+            return Ok((said, Ok(())));
         }
-        let done = self.host.execute(domain, request, &self.terminal)?;
+        let done = self.host.execute(domain, request, &self.terminal);
         self.terminal.finish();
-        if output.json {
-            print_json(&render::done_json(&self.host, &done))?;
+        let done = done?;
+        let said = if output.json {
+            Said::Json(render::done_json(&self.host, &done)?)
         } else {
-            print(&describe(&done))?;
-        }
-        finish(done)
+            Said::Text(describe(&done))
+        };
+        Ok((said, finish(done)))
     }
 }
 
@@ -87,11 +139,23 @@ fn finish(done: Done) -> Result<()> {
         None => Ok(()),
         Some(error) => Err(error
             .while_doing(format!(
-                "{} of '{}' is done, but not all of its leftovers are removed",
-                done.plan.operation.as_str(),
-                done.plan.snapshot
+                "{} is done, but not all of its leftovers are removed",
+                done.plan.title_within_domain()
             ))
             .hint("the next command for this domain goes on with it")),
+    }
+}
+
+fn json(value: &impl Serialize) -> Result<Value> {
+    serde_json::to_value(value)
+        .map_err(|error| Error::new(ErrorKind::Io, "write JSON").because(error))
+}
+
+/// What verifications end with, if they found something.
+fn things_amiss(count: usize) -> String {
+    match count {
+        1 => "1 thing is not as it should be".into(),
+        count => format!("{count} things are not as they should be"),
     }
 }
 

@@ -44,7 +44,7 @@ fn keeping(
     request: &RevertRequest,
     keep: Option<SnapshotName>,
 ) -> Result<()> {
-    let Context { host, terminal } = context;
+    let Context { host, terminal, .. } = context;
     if args.output.plan {
         let (kept, reverted) = host.plan_keeping(&args.domain, request, keep, terminal)?;
         terminal.finish();
@@ -57,7 +57,7 @@ fn keeping(
     let (kept, reverted) = host.revert_keeping(&args.domain, request, keep, terminal)?;
     terminal.finish();
     if args.output.json {
-        let mut json = render::done_json(host, &reverted);
+        let mut json = render::done_json(host, &reverted)?;
         json["kept"] = json!(kept.plan.snapshot);
         print_json(&json)?;
     } else {

@@ -6,9 +6,12 @@ use libxl_ext::{Error, ErrorKind, Result};
 use serde_json::json;
 
 pub(super) fn run(context: &Context, args: &Verify) -> Result<()> {
-    let found = context
-        .host
-        .verify(&args.domain, args.name.as_deref(), &context.terminal)?;
+    let (host, name) = (&context.host, args.name.as_deref());
+    // What is recorded is compared before anything is.
+    let mut found = host.verify(&args.domain, name, &context.terminal)?;
+    if args.checksum && found.is_empty() {
+        found = host.record_contents(&args.domain, name, &context.terminal)?;
+    }
     context.terminal.finish();
     if args.json {
         print_json(&json!({ "domain": args.domain, "findings": found }))?;
@@ -21,9 +24,6 @@ pub(super) fn run(context: &Context, args: &Verify) -> Result<()> {
     match found.len() {
         0 if args.json => Ok(()),
         0 => print("All is as it was when it was taken\n"),
-        count => Err(Error::new(
-            ErrorKind::Corrupt,
-            format!("{count} things are not as they should be"),
-        )),
+        count => Err(Error::new(ErrorKind::Corrupt, super::things_amiss(count))),
     }
 }

@@ -1,13 +1,15 @@
 //! `snapshot-check` on stores that somebody damaged, in every way that we can think of.
 
+use super::disk_only::off_request;
 use super::world::{Fault, IMAGES, NAME, Shared};
-use super::{attempt, create, prepared, prepared_as};
+use super::{attempt, create, execute, prepared, prepared_as};
 use crate::check::{FindingKind, Findings, Repair};
 use crate::error::ErrorKind;
 use crate::event::Unobserved;
 use crate::model::disk::DiskKind;
 use crate::model::name::SnapshotId;
 use crate::model::record::DomainRecord;
+use crate::plan::Request;
 use crate::snapshot::Host;
 use crate::store::{DomainStore, Envelope, Store};
 use std::fs;
@@ -85,6 +87,11 @@ fn first(store: &DomainStore) -> SnapshotId {
     store.load().unwrap().snapshots[0].id
 }
 
+/// The pack that came with the first snapshot.
+fn any_pack(store: &DomainStore) -> std::path::PathBuf {
+    store.packs_directory().join(first(store).to_string())
+}
+
 fn orphan(store: &DomainStore) -> SnapshotId {
     let id = SnapshotId(Uuid::from_u128(77));
     store.create_snapshot_directory(id).unwrap();
@@ -133,6 +140,28 @@ const DAMAGES: &[Damage] = &[
         left: &[FindingKind::OrphanDirectory],
     },
     Damage {
+        what: "an older record, that does not know of a snapshot of which nothing is here but what was recorded",
+        act: |store, shared| {
+            let older = store.load().unwrap();
+            shared.0.borrow_mut().domains.clear();
+            let request = off_request("three", [DiskKind::Internal; 2]);
+            let host = shared.host(store.directory().parent().unwrap());
+            execute(&host, &Request::Create(request)).unwrap();
+            plant(store, &older);
+        },
+        found: &[
+            FindingKind::StaleCopy,
+            FindingKind::OrphanTag,
+            FindingKind::OrphanTag,
+            FindingKind::OrphanDirectory,
+        ],
+        left: &[
+            FindingKind::OrphanTag,
+            FindingKind::OrphanTag,
+            FindingKind::OrphanDirectory,
+        ],
+    },
+    Damage {
         what: "a directory that nothing names, with a file of somebody's",
         act: |store, _| {
             let id = orphan(store);
@@ -157,6 +186,46 @@ const DAMAGES: &[Damage] = &[
         act: |store, _| fs::write(store.directory().join("notes"), b"x").unwrap(),
         found: &[FindingKind::Foreign],
         left: &[FindingKind::Foreign],
+    },
+    Damage {
+        what: "a pack of nobody's",
+        act: |store, _| {
+            let pack = any_pack(store);
+            fs::copy(
+                pack,
+                store.packs_directory().join(Uuid::from_u128(5).to_string()),
+            )
+            .unwrap();
+        },
+        found: &[FindingKind::OrphanPack],
+        left: &[],
+    },
+    Damage {
+        what: "a pack that was not completed",
+        act: |store, _| {
+            let partial = format!("{}.partial", Uuid::from_u128(5));
+            fs::write(store.packs_directory().join(partial), b"half").unwrap();
+        },
+        found: &[FindingKind::Temporary],
+        left: &[],
+    },
+    Damage {
+        what: "a file of somebody's among the packs",
+        act: |store, _| fs::write(store.packs_directory().join("notes"), b"x").unwrap(),
+        found: &[FindingKind::Foreign],
+        left: &[FindingKind::Foreign],
+    },
+    Damage {
+        what: "a memory image does not say any more which packs it needs",
+        act: |store, _| {
+            let path = store.memory_path(first(store));
+            let mut bytes = fs::read(&path).unwrap();
+            let last = bytes.len() - 1;
+            bytes[last] ^= 1;
+            fs::write(&path, &bytes).unwrap();
+        },
+        found: &[FindingKind::Memory],
+        left: &[FindingKind::Memory],
     },
     Damage {
         what: "a memory image is missing",
@@ -283,6 +352,17 @@ fn what_holds_something_is_never_removed() {
     fs::write(store.memory_path(id), b"whole").unwrap();
     repair(&shared.host(root.path()));
     assert_eq!(fs::read(store.memory_path(id)).unwrap(), b"whole");
+    // Nor what a record can be made of again.
+    let older = store.load().unwrap();
+    let host = shared.host(root.path());
+    shared.0.borrow_mut().domains.clear();
+    let request = off_request("three", [DiskKind::Internal; 2]);
+    execute(&host, &Request::Create(request)).unwrap();
+    let three = store.load().unwrap().find("three").unwrap().id;
+    let copy = store.snapshot_copy(three).unwrap();
+    plant(&store, &older);
+    repair(&host);
+    assert_eq!(store.snapshot_copy(three).unwrap(), copy);
 }
 
 #[test]

@@ -3,15 +3,9 @@
 use super::*;
 use crate::plan::{DeleteRequest, DeleteScope};
 
-/// The same, but that it went back to `one` and on from there: `three` is a branch beside `two`.
+/// `three` is a branch beside `two`.
 fn branched() -> (tempfile::TempDir, Shared) {
-    let (root, shared) = prepared();
-    let host = shared.host(root.path());
-    revert(&host, "one").unwrap();
-    shared.live_on("3");
-    create(&host, "three").unwrap();
-    shared.live_on("2");
-    (root, shared)
+    branch(prepared(), None)
 }
 
 pub(super) fn delete(host: &Host, name: &str, scope: DeleteScope) -> Result<()> {
@@ -28,12 +22,7 @@ pub(super) fn delete(host: &Host, name: &str, scope: DeleteScope) -> Result<()> 
 
 #[test]
 fn delete_is_all_or_nothing() {
-    let case = Case {
-        prepare: prepared,
-        before: (running("2"), &["one", "two"]),
-        after: (running("2"), &["two"]),
-        given_up: None,
-    };
+    let case = Case::of_two(prepared, "2", &["two"]);
     let points = case.every_fault(|host| delete(host, "one", DeleteScope::Only));
     assert!(points > 20, "{points}");
 }

@@ -3,7 +3,8 @@
 
 use super::delete::delete;
 use super::{
-    CALLS_MAX, Case, FAULTS, Seen, execute, names, prepared_as, revert, running, survives_two_kills,
+    CALLS_MAX, Case, FAULTS, Prepare, Seen, execute, names, prepared_as, revert, running,
+    survives_two_kills,
 };
 use crate::error::{ErrorKind, Result};
 use crate::event::Unobserved;
@@ -17,7 +18,9 @@ use crate::store::Store;
 use serde_json::{Value, json};
 use std::path::Path;
 
-type Prepare = fn() -> (tempfile::TempDir, Shared);
+pub(super) fn off_request(name: &str, kinds: [DiskKind; 2]) -> CreateRequest {
+    request(name, kinds)
+}
 
 fn request(name: &str, kinds: [DiskKind; 2]) -> CreateRequest {
     let disk = |(vdev, kind): (&str, DiskKind)| DiskChoice {
@@ -188,8 +191,10 @@ fn a_domain_that_is_started_meanwhile_is_noticed() {
                 super::assert_whole(&shared, root.path(), &what);
             } else {
                 too_late += 1;
-                let is_three = |name: &Option<String>| name.as_deref() == Some("three");
-                assert!(findings.iter().all(|found| is_three(&found.snapshot)));
+                // And of its disk, which stands on what is written to.
+                let is_three = |name: &str| name == "three";
+                let of_three = |name: &Option<String>| name.as_deref().is_none_or(is_three);
+                assert!(findings.iter().all(|found| of_three(&found.snapshot)));
             }
         }
         println!("{refused} refused, {too_late} too late, {untouched} untouched");
@@ -244,6 +249,33 @@ fn a_domain_that_was_never_seen_is_told_by_its_configuration() {
     };
     let error = execute(&host, &Request::Create(broken)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidRequest);
+}
+
+/// V6: a snapshot of the disks alone "will be limited to the disks described".
+#[test]
+fn a_disk_is_left_out_that_is_not_wanted_or_not_named() {
+    let (root, shared) = internal();
+    let host = shared.host(root.path());
+    let mut named = request("three", [Internal, External]);
+    named.disks.pop();
+    named.only_disks = true;
+    let mut unwanted = request("four", [Internal, External]);
+    unwanted.disks[1].take = Some(Take::No);
+    let mut every = named.clone();
+    every.name = Some(SnapshotName::new("five").unwrap());
+    every.only_disks = false;
+    for (request, expected) in [
+        (named, vec!["xvda"]),
+        (unwanted, vec!["xvda"]),
+        (every, vec!["xvda", "xvdb"]),
+    ] {
+        let name = request.name.clone().unwrap();
+        execute(&host, &Request::Create(request)).unwrap();
+        let record = Store::new(root.path()).domain(NAME).load().unwrap();
+        let disks = &record.find(name.as_str()).unwrap().disks;
+        let vdevs: Vec<_> = disks.iter().map(|proof| &*proof.target.vdev).collect();
+        assert_eq!(vdevs, expected, "{}", name.as_str());
+    }
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! The same faults with snapshots for which the guest goes on in layers, and with both kinds mixed.
 
 use super::delete::delete;
-use super::{CALLS_MAX, Case, create_as, prepared_as, revert, running, survives_two_kills};
+use super::{
+    CALLS_MAX, Case, Prepare, branch, create_as, prepared_as, revert, running, survives_two_kills,
+};
 use crate::event::Unobserved;
 use crate::exec::tests::world::{Image, NAME, Shared};
 use crate::model::disk::DiskKind::{self, External, Internal};
@@ -24,7 +26,7 @@ fn external_below_internal() -> (tempfile::TempDir, Shared) {
     prepared_as([EXTERNAL, Some(Internal)])
 }
 
-const PREPARATIONS: [fn() -> (tempfile::TempDir, Shared); 3] = [
+const PREPARATIONS: [Prepare; 3] = [
     both_external,
     internal_below_external,
     external_below_internal,
@@ -33,12 +35,7 @@ const PREPARATIONS: [fn() -> (tempfile::TempDir, Shared); 3] = [
 #[test]
 fn create_is_all_or_nothing() {
     for prepare in PREPARATIONS {
-        let case = Case {
-            prepare,
-            before: (running("2"), &["one", "two"]),
-            after: (running("2"), &["one", "two", "three"]),
-            given_up: None,
-        };
+        let case = Case::of_two(prepare, "2", &["one", "two", "three"]);
         let points = case.every_fault(|host| create_as(host, "three", EXTERNAL));
         assert!(points > 40, "{points}");
     }
@@ -48,12 +45,7 @@ fn create_is_all_or_nothing() {
 fn revert_is_all_or_nothing() {
     for prepare in PREPARATIONS {
         for (to, after) in [("one", "0"), ("two", "1")] {
-            let case = Case {
-                prepare,
-                before: (running("2"), &["one", "two"]),
-                after: (running(after), &["one", "two"]),
-                given_up: None,
-            };
+            let case = Case::of_two(prepare, after, &["one", "two"]);
             let points = case.every_fault(|host| revert(host, to));
             assert!(points > 60, "{points}");
         }
@@ -76,15 +68,9 @@ fn large_layers() -> (tempfile::TempDir, Shared) {
     (root, shared)
 }
 
-/// The same as [`both_external`], but that it went back to `one` and on: `three` is a branch beside `two`.
+/// `three` is a branch beside `two`.
 fn branched() -> (tempfile::TempDir, Shared) {
-    let (root, shared) = both_external();
-    let host = shared.host(root.path());
-    revert(&host, "one").unwrap();
-    shared.live_on("3");
-    create_as(&host, "three", EXTERNAL).unwrap();
-    shared.live_on("2");
-    (root, shared)
+    branch(both_external(), EXTERNAL)
 }
 
 #[test]
@@ -97,12 +83,8 @@ fn delete_is_all_or_nothing() {
     ];
     for prepare in preparations {
         for (name, left) in [("one", "two"), ("two", "one")] {
-            let case = Case {
-                prepare,
-                before: (running("2"), &["one", "two"]),
-                after: (running("2"), &[left]),
-                given_up: None,
-            };
+            let left = [left];
+            let case = Case::of_two(prepare, "2", &left);
             let points = case.every_fault(|host| delete(host, name, DeleteScope::Only));
             assert!(points > 20, "{points}");
         }
@@ -127,6 +109,25 @@ fn delete_on_and_off_the_active_chain_is_all_or_nothing() {
         };
         case.every_fault(|host| delete(host, name, scope));
     }
+}
+
+/// And a snapshot `four` is below `two`.
+fn deeply_branched() -> (tempfile::TempDir, Shared) {
+    let (root, shared) = both_external();
+    create_as(&shared.host(root.path()), "four", EXTERNAL).unwrap();
+    branch((root, shared), EXTERNAL)
+}
+
+#[test]
+fn images_of_another_branch_merge_while_the_guest_runs() {
+    let case = Case {
+        prepare: deeply_branched,
+        before: (running("2"), &["one", "two", "four", "three"]),
+        after: (running("2"), &["one", "four", "three"]),
+        given_up: None,
+    };
+    let points = case.every_fault(|host| delete(host, "two", DeleteScope::Only));
+    assert!(points > 20, "{points}");
 }
 
 /// All of them, in any order: in the end the disk is one image again, and it is the guest's own.
@@ -227,12 +228,56 @@ fn verify_finds_what_is_not_as_it_was() {
 
         let memory = store.memory_path(record.find("two").unwrap().id);
         let mut bytes = std::fs::read(&memory).unwrap();
-        *bytes.last_mut().unwrap() ^= 1;
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
         std::fs::write(&memory, bytes).unwrap();
         assert!(named("checksum"));
         let of_one = host.verify(NAME, Some("one"), &Unobserved).unwrap();
         assert!(of_one.iter().all(|found| !found.what.contains("checksum")));
         assert!(host.verify(NAME, Some("none"), &Unobserved).is_err());
+    }
+}
+
+/// A bit that fell over on the host's disk, which no time of a file tells; and a merge, which changes nothing that a guest sees.
+#[test]
+fn recorded_contents_are_compared() {
+    for prepare in PREPARATIONS {
+        let (root, shared) = prepare();
+        let host = shared.host(root.path());
+        let store = Store::new(root.path()).domain(NAME);
+        assert_eq!(host.record_contents(NAME, None, &Unobserved).unwrap(), []);
+        let record = store.load().unwrap();
+        for snapshot in &record.snapshots {
+            assert_eq!(snapshot.contents.len(), snapshot.disks.len());
+        }
+        let found = || host.verify(NAME, None, &Unobserved).unwrap();
+        assert_eq!(found(), []);
+        host.record_contents(NAME, Some("one"), &Unobserved)
+            .unwrap();
+        let again = store.load().unwrap();
+        assert_eq!(again.last_operation, record.last_operation, "it knows them");
+
+        let external = record
+            .proofs()
+            .find(|proof| proof.kind == External)
+            .unwrap();
+        let path = external.target.image.clone();
+        let flip = |text: &str| {
+            let mut world = shared.0.borrow_mut();
+            let image = world.images.get_mut(&*path).unwrap();
+            std::mem::replace(&mut image.content, text.into())
+        };
+        let before = flip("disk x");
+        let findings = found();
+        assert!(
+            findings
+                .iter()
+                .any(|it| it.what.contains("does not hold any more")),
+            "{findings:?}"
+        );
+        flip(&before);
+        delete(&host, "one", DeleteScope::Only).unwrap();
+        assert_eq!(found(), [], "after a merge");
     }
 }
 

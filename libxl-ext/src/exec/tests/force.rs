@@ -162,9 +162,10 @@ fn a_replaced_domain_is_not_brought_back_to_disks_that_were_used_since() {
         false
     });
     assert!(killed.is_some());
-    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(600);
-    let file = std::fs::File::options().write(true).open(&image).unwrap();
-    file.set_modified(later).unwrap();
+    shared.hours_pass(root.path());
+    let now = shared.0.borrow().now;
+    let edit = |image: &mut world::Image| image.touch(now);
+    edit(shared.0.borrow_mut().images.get_mut(&image).unwrap());
     let host = shared.host(root.path());
     let error = host.snapshots(NAME, &Unobserved).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NeedsRepair);

@@ -23,8 +23,6 @@ fn off() -> (tempfile::TempDir, Shared) {
     (root, shared)
 }
 
-type Prepare = fn() -> (tempfile::TempDir, Shared);
-
 #[test]
 fn the_present_state_is_kept_before_anything_else() {
     let off_before = (None, vec!["disk 2".to_owned(); IMAGES.len()]);

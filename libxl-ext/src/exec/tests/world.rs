@@ -3,6 +3,8 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
+use crate::exec::tests::jobs::FakeJob;
+use crate::memory::{self, Kept, PAGE};
 use crate::model::configuration::redirect;
 use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, InternalSnapshot, Stamp};
 use crate::model::domain::{DomainLife, DomainState, GuestType, Keeper};
@@ -18,17 +20,52 @@ use crate::store::Store;
 use serde_json::json;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
+
+/// A stream with the memory of a guest: a page that says which it is, one that no other memory has, one that all have,
+/// one of zeros.
+fn stream_with(memory: &str) -> Vec<u8> {
+    let mut told = format!("{MARK}{memory}").into_bytes();
+    told.resize(PAGE, 0);
+    let own = memory.bytes().cycle().take(PAGE).collect();
+    let pages = [told, own, vec![7; PAGE], vec![0; PAGE]];
+    let pages = (1..).zip(pages.map(Some)).collect();
+    memory::stream_of(&[pages])
+}
+
+/// What the memory says that is in a memory image.
+pub(super) fn memory_in(kept: &Kept) -> Result<String> {
+    let mut bytes = Vec::new();
+    kept.open()?
+        .read_to_end(&mut bytes)
+        .map_err(|error| Error::io("read a memory image", error))?;
+    let at = bytes
+        .windows(MARK.len())
+        .position(|window| window == MARK.as_bytes());
+    let told = &bytes[at.expect("the page is there") + MARK.len()..];
+    let end = told.iter().position(|byte| *byte == 0).unwrap();
+    Ok(String::from_utf8(told[..end].to_vec()).unwrap())
+}
+
+const MARK: &str = "the memory of the guest: ";
 
 pub(super) const NAME: &str = "g1";
 pub(super) const IMAGES: [&str; 2] = ["/images/a.qcow2", "/images/b.qcow2"];
 /// The disk of another domain of the name.
 pub(super) const OTHER: &str = "/images/other.qcow2";
+
+/// The time before anything went wrong, as against that of this host's clock, in seconds.
+const HOURS_AGO: i64 = -7200;
+
+fn since_epoch() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    i64::try_from(now.as_secs()).unwrap()
+}
 
 /// How a call goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +82,10 @@ pub(super) enum Fault {
 pub(super) struct Killed;
 
 #[derive(Clone, Debug, PartialEq)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "what a domain is in is no one state"
+)]
 pub(super) struct Domain {
     pub(super) uuid: Uuid,
     /// Running or suspended.
@@ -59,6 +100,7 @@ pub(super) struct Domain {
     pub(super) monitor_held: bool,
     /// How often it was paused.
     pub(super) pauses: u32,
+    pub(super) has_run: bool,
     pub(super) memory: String,
     /// The disks that it has.
     pub(super) images: Vec<PathBuf>,
@@ -87,12 +129,27 @@ pub(super) struct Image {
     pub(super) snapshots: BTreeMap<String, (String, i64)>,
     /// The image below.
     pub(super) backing: Option<PathBuf>,
-    /// Counts the writes.
+    /// Of which format it says that this is, if somebody changed that.
+    pub(super) says: Option<&'static str>,
+    /// When it was last written to, in seconds since the epoch; no two writes are at the same time.
     pub(super) written: i64,
     /// Bytes that it takes.
     pub(super) allocated: u64,
     /// Whether its file was emptied.
     pub(super) retired: bool,
+}
+
+/// A reboot: xl reads on which images the domain goes on, destroys it, and starts it anew some calls later. What is
+/// stopped does none of that.
+#[derive(Debug)]
+struct Reboot {
+    process: ProcessId,
+    held: bool,
+    /// The call before which it begins, and how many calls later it ends.
+    begins_at: usize,
+    takes: usize,
+    /// When it has begun: on which images it will go on.
+    into: Option<Vec<PathBuf>>,
 }
 
 #[derive(Debug, Default)]
@@ -107,8 +164,22 @@ pub(super) struct World {
     pub(super) root: PathBuf,
     /// Before the call of this number somebody starts the domain.
     start_at: Option<usize>,
+    /// How often it is still looked before a restored guest has its disks again.
+    connects_in: u32,
+    /// Domains that have ended by themselves and are still there.
+    pub(super) ended: BTreeSet<u32>,
+    /// What xl does about the end of one.
+    reboot: Option<Reboot>,
+    /// Jobs that pull, by the domain whose QEMU has them, or none for the storage daemon, and the image.
+    pub(super) jobs: BTreeMap<(Option<u32>, PathBuf), FakeJob>,
+    /// What a storage daemon has open.
+    pub(super) served: Vec<PathBuf>,
+    /// What stops the jobs half-way.
+    pub(super) jobs_fail: Option<&'static str>,
     next_domid: u32,
     clock: i64,
+    /// The time at which images are written to, in seconds since the epoch.
+    pub(super) now: i64,
     calls: usize,
     fault: Option<(usize, Fault)>,
 }
@@ -147,15 +218,60 @@ impl World {
             for path in &domain.images {
                 let image = self.images.get_mut(path).unwrap();
                 image.content = format!("disk {what}");
-                image.written += 1;
+                image.touch(self.now);
             }
         }
     }
 
-    /// QEMU does not start on an empty file.
     fn start(&mut self) {
-        let images = self.disks_to_start();
-        if images.iter().any(|path| self.images[path].retired) {
+        self.start_on(self.disks_to_start());
+    }
+
+    /// The domain has shut down to be rebooted; xl notices before the call of the given number, counted from now.
+    pub(super) fn reboots(&mut self, begins_at: usize, takes: usize) {
+        self.calls = 0;
+        self.ended = self.domains.keys().copied().collect();
+        self.reboot = self.the_domain().map(|domain| Reboot {
+            process: domain.monitor,
+            held: domain.monitor_held,
+            begins_at,
+            takes,
+            into: None,
+        });
+    }
+
+    /// The same, if there is nothing more that it waits for.
+    pub(super) fn end_reboot(&mut self) {
+        self.reboot_goes_on(usize::MAX);
+        self.reboot_goes_on(usize::MAX);
+    }
+
+    fn reboot_goes_on(&mut self, at: usize) {
+        let Some(mut reboot) = self.reboot.take_if(|reboot| !reboot.held) else {
+            return;
+        };
+        match reboot.into.take() {
+            Some(images) if at >= reboot.begins_at.saturating_add(reboot.takes) => {
+                self.start_on(images);
+                return;
+            }
+            None if at >= reboot.begins_at => match self.ended.pop_first() {
+                // Somebody else destroyed it: there is nothing to do.
+                None => return,
+                Some(domid) => {
+                    let domain = self.domains.remove(&domid);
+                    reboot.into = domain.map(|domain| domain.told);
+                }
+            },
+            into => reboot.into = into,
+        }
+        self.reboot = Some(reboot);
+    }
+
+    /// QEMU does not start on an empty file, and not without one.
+    fn start_on(&mut self, images: Vec<PathBuf>) {
+        let is_image = |path: &PathBuf| self.images.get(path).is_some_and(|image| !image.retired);
+        if !images.iter().all(is_image) {
             return;
         }
         self.insert(Domain {
@@ -166,6 +282,7 @@ impl World {
             monitor: ProcessId { pid: 0, started: 0 },
             monitor_held: false,
             pauses: 0,
+            has_run: true,
             memory: "memory of a fresh boot".into(),
             told: images.clone(),
             images,
@@ -219,6 +336,7 @@ impl Shared {
             monitor: ProcessId { pid: 1, started: 0 },
             monitor_held: false,
             pauses: 0,
+            has_run: true,
             memory: "memory 0".into(),
             images: IMAGES.map(PathBuf::from).into(),
             told: IMAGES.map(PathBuf::from).into(),
@@ -235,6 +353,7 @@ impl Shared {
             memory_bytes: 4096,
             next_domid: 2,
             clock: 1000,
+            now: HOURS_AGO + since_epoch(),
             ..World::default()
         })))
     }
@@ -248,6 +367,7 @@ impl Shared {
             hypervisor: Box::new(self.clone()),
             toolstack: Box::new(self.clone()),
             block: Box::new(self.clone()),
+            pulls: Box::new(self.clone()),
             images: Box::new(self.clone()),
             monitors: Box::new(self.clone()),
             restorer: Box::new(self.clone()),
@@ -261,6 +381,7 @@ impl Shared {
             hypervisor: Box::new(self.clone()),
             toolstack: Box::new(self.clone()),
             block: Box::new(self.clone()),
+            pulls: Box::new(self.clone()),
             images: Box::new(crate::port::qemu_img::QemuImg),
             monitors: Box::new(self.clone()),
             restorer: Box::new(self.clone()),
@@ -272,6 +393,17 @@ impl Shared {
     /// The guest goes on: memory and disks change.
     pub(super) fn live_on(&self, to: &str) {
         self.0.borrow_mut().write(to);
+    }
+
+    /// Hours pass after a kill: whatever is done from now on is late, by the journal and by the images.
+    pub(super) fn hours_pass(&self, root: &Path) {
+        let mut world = self.0.borrow_mut();
+        let killed_at = UNIX_EPOCH + Duration::from_secs(u64::try_from(world.now).unwrap());
+        world.now = since_epoch();
+        let journal = Store::new(root).domain(NAME).journal_path();
+        if let Ok(journal) = std::fs::File::options().append(true).open(journal) {
+            journal.set_modified(killed_at).unwrap();
+        }
     }
 
     /// The domain, which was off, is started.
@@ -306,10 +438,11 @@ impl Shared {
         }
     }
 
-    fn call<T>(&self, act: impl FnOnce(&mut World) -> Result<T>) -> Result<T> {
+    pub(super) fn call<T>(&self, act: impl FnOnce(&mut World) -> Result<T>) -> Result<T> {
         let mut world = self.0.borrow_mut();
         let at = world.calls;
         world.calls += 1;
+        world.reboot_goes_on(at);
         if world.start_at == Some(at) {
             world.start();
             world.write("9");
@@ -343,12 +476,12 @@ fn format_of(path: &Path) -> &'static str {
     }
 }
 
-fn impossible(what: &str) -> Error {
+pub(super) fn impossible(what: &str) -> Error {
     Error::new(ErrorKind::Toolstack, what)
 }
 
 impl World {
-    fn domain(&mut self, domid: u32) -> Result<&mut Domain> {
+    pub(super) fn domain(&mut self, domid: u32) -> Result<&mut Domain> {
         self.domains
             .get_mut(&domid)
             .ok_or_else(|| impossible("no such domain"))
@@ -374,17 +507,18 @@ impl World {
         self.image(path)
     }
 
-    fn image(&mut self, path: &Path) -> Result<&mut Image> {
+    pub(super) fn image(&mut self, path: &Path) -> Result<&mut Image> {
         self.images
             .get_mut(path)
             .ok_or_else(|| impossible("no such image"))
     }
 
     /// What the real port makes sure of before it writes.
-    fn closed_image(&mut self, path: &Path) -> Result<&mut Image> {
+    pub(super) fn closed_image(&mut self, path: &Path) -> Result<&mut Image> {
         let open = self.domains.values().filter(|domain| !domain.gutted);
-        let mut open =
-            open.flat_map(|domain| domain.images.iter().flat_map(|image| self.chain(image)));
+        let mut open = open
+            .flat_map(|domain| domain.images.iter().flat_map(|image| self.chain(image)))
+            .chain(self.served.iter().cloned());
         if open.any(|image| image == path) {
             Err(impossible("the image is in use"))
         } else {
@@ -403,9 +537,10 @@ impl World {
     /// Puts an image onto another one; `copy` what it lacks then.
     fn rebase(&mut self, path: &Path, onto: Option<&Backing>, copy: bool) -> Result<()> {
         let content = self.content(path);
+        let now = self.now;
         let image = self.image(path)?;
         image.backing = onto.map(|onto| onto.image.to_path_buf());
-        image.written += 1;
+        image.touch(now);
         if copy {
             image.content = content;
         }
@@ -416,14 +551,20 @@ impl World {
     fn merge(&mut self, layer: &Layer) -> Result<()> {
         let content = self.image(&layer.image)?.content.clone();
         if !content.is_empty() {
+            let now = self.now;
             let below = self.image(&layer.backing.as_ref().unwrap().image)?;
             below.content = content;
-            below.written += 1;
+            below.touch(now);
         }
         Ok(())
     }
 
     fn monitor(&mut self, process: ProcessId, held: bool) {
+        if let Some(reboot) = &mut self.reboot
+            && reboot.process == process
+        {
+            reboot.held = held;
+        }
         let domain = self
             .domains
             .values_mut()
@@ -437,20 +578,38 @@ impl World {
         }
     }
 
+    fn state_of(&self, domid: u32, domain: &Domain) -> DomainState {
+        if self.ended.contains(&domid) {
+            DomainState::Shutdown
+        } else {
+            domain.state()
+        }
+    }
+
     fn view(&self, domid: u32) -> Option<DomainView> {
         self.domains.get(&domid).map(|domain| DomainView {
             life: DomainLife {
                 domid,
                 uuid: domain.uuid,
             },
-            state: domain.state(),
+            state: self.state_of(domid, domain),
             paused: domain.pauses > 0,
             memory_bytes: self.memory_bytes,
+            has_run: domain.has_run,
         })
     }
 }
 
 impl Image {
+    pub(super) fn touch(&mut self, now: i64) {
+        self.written = now.max(self.written + 1);
+    }
+
+    fn backing_format(&self) -> Option<String> {
+        let own = self.backing.as_deref().map(format_of);
+        self.says.or(own).map(str::to_owned)
+    }
+
     fn facts(&self) -> ImageFacts {
         let snapshots = self
             .snapshots
@@ -472,6 +631,7 @@ impl Image {
             is_device: false,
             retired: self.retired,
             backing: self.backing.clone(),
+            backing_format: self.backing_format(),
             snapshots: snapshots.collect(),
         }
     }
@@ -480,6 +640,13 @@ impl Image {
 impl Hypervisor for Shared {
     fn look(&self, domid: u32) -> Result<Option<DomainView>> {
         self.call(|world| Ok(world.view(domid)))
+    }
+
+    fn all(&self) -> Result<Vec<DomainView>> {
+        self.call(|world| {
+            let domids = world.domains.keys();
+            Ok(domids.filter_map(|domid| world.view(*domid)).collect())
+        })
     }
 
     fn find(&self, uuid: Uuid) -> Result<Option<DomainView>> {
@@ -507,6 +674,16 @@ impl Toolstack for Shared {
 
     fn has_shadow_paging(&self) -> Result<bool> {
         Ok(true)
+    }
+
+    fn disks_are_connected(&self, domid: u32) -> Result<bool> {
+        self.call(|world| {
+            // It connects them while it runs.
+            if world.domain(domid)?.state() == DomainState::Running {
+                world.connects_in = world.connects_in.saturating_sub(1);
+            }
+            Ok(world.connects_in == 0)
+        })
     }
 
     fn configuration(&self, domid: u32) -> Result<Configuration> {
@@ -539,6 +716,12 @@ impl Toolstack for Shared {
         _observer: &dyn Observer,
     ) -> Result<Option<Instant>> {
         self.call(|world| {
+            if world.connects_in > 0 {
+                return Err(Error::new(
+                    ErrorKind::GuestTimeout,
+                    "a guest that waits for its disks does not suspend",
+                ));
+            }
             let domain = world.domain(domid)?;
             assert_eq!(
                 domain.state(),
@@ -551,7 +734,7 @@ impl Toolstack for Shared {
             );
             domain.suspended = true;
             let mut sink = std::fs::File::from(sink.as_fd().try_clone_to_owned().unwrap());
-            sink.write_all(domain.memory.as_bytes())
+            sink.write_all(&stream_with(&domain.memory))
                 .map(|()| None)
                 .map_err(|error| Error::io("sink", error))
         })
@@ -578,6 +761,7 @@ impl Toolstack for Shared {
         self.call(|world| {
             let domain = world.domain(domid)?;
             domain.pauses = domain.pauses.saturating_sub(1);
+            domain.has_run |= domain.pauses == 0;
             Ok(())
         })
     }
@@ -609,6 +793,7 @@ impl Toolstack for Shared {
         })?;
         self.call(|world| {
             world.domains.remove(&domid);
+            world.ended.remove(&domid);
             Ok(())
         })
     }
@@ -649,6 +834,13 @@ impl BlockLayer for Shared {
             world.clock += 1;
             let clock = world.clock;
             assert_eq!(world.domain(life.domid)?.openings, 1, "open twice");
+            if world
+                .jobs
+                .keys()
+                .any(|(domid, _)| *domid == Some(life.domid))
+            {
+                return Err(impossible("the node is busy: a job uses it"));
+            }
             for disk in disks {
                 let content = world.content(&disk.image);
                 let image = world.open_image(life.domid, &disk.image)?;
@@ -701,9 +893,10 @@ impl BlockLayer for Shared {
                 domain.openings == 1 || domain.state() != DomainState::Running,
                 "an image that the guest may write to by two nodes is changed"
             );
+            let now = world.now;
             let image = world.open_image(life.domid, &disk.image)?;
             image.snapshots.remove(tag);
-            image.written += 1;
+            image.touch(now);
             Ok(())
         })
     }
@@ -739,8 +932,11 @@ impl Shared {
 }
 
 impl Monitors for Shared {
-    fn find(&self, _domain: &str) -> Result<Option<ProcessId>> {
-        Ok(self.0.borrow().the_domain().map(|domain| domain.monitor))
+    fn find(&self, _domain: &str, _domid: Option<u32>) -> Result<Option<ProcessId>> {
+        let world = self.0.borrow();
+        let begun = world.reboot.as_ref().filter(|it| it.into.is_some());
+        let begun = begun.map(|reboot| reboot.process);
+        Ok(world.the_domain().map(|domain| domain.monitor).or(begun))
     }
 
     fn hold(&self, process: ProcessId) -> Result<()> {
@@ -775,13 +971,14 @@ impl Images for Shared {
 
     fn apply_snapshot(&self, disk: &DiskTarget, tag: &str) -> Result<()> {
         self.call(|world| {
+            let now = world.now;
             let image = world.closed_image(&disk.image)?;
             let (content, _) = image
                 .snapshots
                 .get(tag)
                 .ok_or_else(|| impossible("no such snapshot"))?;
             image.content = content.clone();
-            image.written += 1;
+            image.touch(now);
             Ok(())
         })
     }
@@ -877,15 +1074,26 @@ impl Images for Shared {
         })
     }
 
+    fn last_write(&self, image: &Path) -> Option<SystemTime> {
+        let world = self.0.borrow();
+        let written = world.images.get(image)?.written;
+        Some(UNIX_EPOCH + Duration::from_secs(u64::try_from(written).unwrap()))
+    }
+
     fn make_durable(&self, _image: &Path) -> Result<()> {
         self.call(|_| Ok(()))
     }
 
+    fn release_leaks(&self, disk: &DiskTarget) -> Result<()> {
+        self.call(|world| world.closed_image(&disk.image).map(drop))
+    }
+
     fn delete_snapshot(&self, disk: &DiskTarget, tag: &str) -> Result<()> {
         self.call(|world| {
+            let now = world.now;
             let image = world.closed_image(&disk.image)?;
             if image.snapshots.remove(tag).is_some() {
-                image.written += 1;
+                image.touch(now);
             }
             Ok(())
         })
@@ -908,16 +1116,15 @@ impl DiskContent for Text {
 }
 
 impl Restorer for Shared {
-    fn restore_paused(&self, image: &Path, keeper: Keeper, switches: &[Switch]) -> Result<()> {
-        let bytes = std::fs::read(image).map_err(|error| Error::io("restore", error))?;
+    fn restore_paused(&self, kept: &Kept, keeper: Keeper, switches: &[Switch]) -> Result<()> {
+        let config = kept.configuration()?;
+        let memory = memory_in(kept)?;
         self.call(|world| {
             assert!(world.domains.is_empty(), "restored beside another domain");
             world.restored_for.push(keeper);
-            // Header of 48 bytes, length, configuration, NUL, memory.
-            let end = bytes[52..].iter().position(|byte| *byte == 0).unwrap() + 52;
-            let config = std::str::from_utf8(&bytes[52..end]).unwrap();
+            world.connects_in = 2;
             let config: serde_json::Value =
-                serde_json::from_str(&redirect(config, switches)?).unwrap();
+                serde_json::from_str(&redirect(&config, switches)?).unwrap();
             let disks = config["disks"].as_array().unwrap();
             let paths = disks.iter().map(|disk| disk["pdev_path"].as_str().unwrap());
             let images: Vec<_> = paths.map(PathBuf::from).collect();
@@ -929,7 +1136,8 @@ impl Restorer for Shared {
                 monitor: ProcessId { pid: 0, started: 0 },
                 monitor_held: false,
                 pauses: 1,
-                memory: String::from_utf8(bytes[end + 1..].to_vec()).unwrap(),
+                has_run: false,
+                memory,
                 told: images.clone(),
                 images,
                 openings: 1,

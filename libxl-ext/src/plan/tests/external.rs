@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::layer::{Backing, Into, Layer};
+use std::collections::BTreeMap;
 
 fn base() -> Backing {
     Backing {
@@ -22,6 +23,7 @@ fn layer(number: u64) -> Layer {
         vdev: "xvda".into(),
         image: Path::new(&format!("/images/layer{number}.qcow2")).into(),
         backing: Some(backing),
+        below_written: None,
         base: base(),
         active: false,
         merging: None,
@@ -39,6 +41,7 @@ fn facts(backing: Option<&Backing>, allocated: u64) -> ImageFacts {
         is_device: false,
         retired: false,
         backing: backing.map(|below| below.image.to_path_buf()),
+        backing_format: backing.map(|below| below.format.driver().into()),
         snapshots: Vec::new(),
     }
 }
@@ -89,16 +92,14 @@ fn chain(sizes: &[u64], state: Option<DomainState>) -> Inventory {
                 }],
                 ..DomainSnapshot::default()
             },
-            memory: Some(MemoryProof {
-                bytes: 129 * MIB,
-                xxh3: "0".repeat(32),
-            }),
+            memory: Some(MemoryProof::plain(129 * MIB, "0".repeat(32))),
             disks: vec![DiskProof {
                 target,
                 kind: DiskKind::External,
                 stamp,
             }],
             configuration: None,
+            contents: BTreeMap::new(),
         });
         inventory.record.add_layers(&[layer]);
     }
@@ -169,6 +170,20 @@ fn delete_in_the_middle_moves_the_smaller_side() {
 }
 
 #[test]
+fn why_a_larger_layer_goes_down_into_the_base_is_said() {
+    let note = |sizes: &[u64]| {
+        let inventory = running(sizes);
+        let plan = super::super::delete(&inventory, &only("s1"), &fresh());
+        let plan = sound(plan, &inventory);
+        let words = "layer1.qcow2 is written to /images/xvda.raw, though that is the smaller one";
+        assert_eq!(plan.cost.disk_copied, sizes[1] * MIB);
+        plan.notes.iter().any(|note| note.contains(words))
+    };
+    assert!(note(&[2, 5]));
+    assert!(!note(&[5, 2]));
+}
+
+#[test]
 fn what_somebody_else_wrote_to_is_neither_used_nor_hidden() {
     let written = |inventory: &mut Inventory, image: &Path| {
         let facts = inventory.images.get_mut(image).unwrap().as_mut().unwrap();
@@ -203,6 +218,21 @@ fn what_somebody_else_wrote_to_is_neither_used_nor_hidden() {
         _ => false,
     });
     assert!(!merges_base, "{plan}");
+    // The base is raw: taken for qcow2, its guest says what is opened.
+    let mut inventory = running(&[20, 3]);
+    let upper = inventory.images.get_mut(&*layer(1).image).unwrap();
+    upper.as_mut().unwrap().backing_format = Some("qcow2".into());
+    let plan = sound(
+        super::super::delete(&inventory, &only("s1"), &fresh()),
+        &inventory,
+    );
+    assert!(
+        !plan
+            .steps
+            .iter()
+            .any(|step| matches!(step, Step::MergeLayer { .. })),
+        "{plan}"
+    );
     // Started from its configuration file.
     let mut inventory = running(&[20, 3]);
     let disk = &mut inventory.live.as_mut().unwrap().disks[0];

@@ -67,7 +67,11 @@ fn forced_revert_without_room_for_the_present() {
 #[test]
 fn what_cannot_be_saved_is_lost_by_force_alone() {
     let cases: [(Change<'_>, ErrorKind, &str); 2] = [
-        (&|i| i.free_bytes = 5, ErrorKind::NoSpace, "5 are free"),
+        (
+            &|i| i.free_bytes = 5,
+            ErrorKind::NoSpace,
+            "0.0 MiB are free",
+        ),
         (
             &|i| i.live.as_mut().unwrap().state = DomainState::Suspended,
             ErrorKind::DomainState,
@@ -129,10 +133,12 @@ fn the_check_refuses_a_loss_that_nobody_asked_for() {
     let report = refused(&lost, &|steps| becomes(steps, at(&lost), Memory::Ended));
     assert!(report.contains("that could go on"), "{report}");
     // Before the domain is gone, its disks are still written to.
-    let report = refused(&lost, &|steps| steps.swap(at(&lost), at(&lost) + 1));
+    let aside = |step: &Step| matches!(step, Step::SnapshotImages { .. });
+    let aside = lost.steps.iter().position(aside).unwrap();
+    let report = refused(&lost, &|steps| steps.swap(at(&lost), aside));
     assert!(report.contains("that has them open"), "{report}");
     let report = refused(&lost, &|steps| {
-        let Step::SnapshotImages { id, disks } = steps.remove(at(&lost) + 1) else {
+        let Step::SnapshotImages { id, disks } = steps.remove(aside) else {
             panic!("{lost}")
         };
         let life = inventory.live.as_ref().unwrap().life;

@@ -7,7 +7,7 @@ use anyhow::{Result, bail, ensure};
 use super::model::{Action, Model};
 use super::random::Random;
 use super::{DISKS, LIMIT, product, start_guest};
-use crate::guest::{Guest, pattern_sum};
+use crate::guest::{LIVED, mebibytes_sum};
 use crate::host::Lab;
 use crate::ssh::quote;
 
@@ -71,11 +71,10 @@ pub(super) fn after_cut(
         images_are_whole(lab)?;
         start_guest(lab)?;
     }
-    let sums = sums(&guest)?;
-    let Some(seen) = first_that(allowed, |model| {
-        Ok(model.names() == names && sums == expected(lab, &model.word)?)
-    })?
-    else {
+    let (offset, mib) = LIVED;
+    let sums = guest.sums(DISKS, offset, mib)?;
+    let fits = |model: &&&Model| model.names() == names && sums == expected(model);
+    let Some(&seen) = allowed.iter().find(fits) else {
         bail!(
             "after {interrupted:?} ({found:?}), the snapshots are {names:?} and the disks' sums {sums:?}; \
              before it: {before:?}, after it: {after:?}"
@@ -106,33 +105,20 @@ pub(super) fn after_cut(
         product.run(&revert.command().unwrap_or_default())?;
         model.apply(&revert);
         assert_eq!(guest.get_memory("word")?, model.word, "{revert}, memory");
-        assert_eq!(self::sums(&guest)?, expected(lab, &model.word)?, "{revert}");
+        assert_eq!(guest.sums(DISKS, offset, mib)?, expected(model), "{revert}");
     }
     nothing_unexplained(lab)?;
     Ok(found)
 }
 
-fn first_that<'a>(
-    models: &[&'a Model],
-    fits: impl Fn(&Model) -> Result<bool>,
-) -> Result<Option<&'a Model>> {
-    for model in models {
-        if fits(model)? {
-            return Ok(Some(model));
-        }
-    }
-    Ok(None)
-}
-
-fn sums(guest: &Guest<'_>) -> Result<Vec<String>> {
-    DISKS.iter().map(|vdev| guest.sum(vdev, 2, 1)).collect()
-}
-
-fn expected(lab: &Lab, word: &str) -> Result<Vec<String>> {
-    DISKS
-        .iter()
-        .map(|vdev| pattern_sum(lab, &format!("{word}-{vdev}"), 1))
-        .collect()
+fn expected(model: &Model) -> [String; 2] {
+    DISKS.map(|vdev| {
+        let words = model.disks.iter().map(Option::as_ref);
+        let patterns: Vec<_> = words
+            .map(|word| word.map(|word| format!("{word}-{vdev}")))
+            .collect();
+        mebibytes_sum(patterns.iter().map(Option::as_deref))
+    })
 }
 
 /// No cluster of an image is in doubt. Some may be held for nothing, which loses room and no data.
@@ -150,8 +136,8 @@ fn images_are_whole(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The record explains every file of ours: layers, internal snapshots, memory images; no operation is in progress, and
-/// no file is half written.
+/// The record explains every file of ours: layers, internal snapshots, memory images; there are packs only where there are
+/// memory images; no operation is in progress, and no file is half written.
 fn nothing_unexplained(lab: &Lab) -> Result<()> {
     let (guest, product) = product(lab);
     let left = lab.run(&format!(
@@ -165,10 +151,12 @@ for image in $dir/*.qcow2; do
 	done
 done
 for file in $(find $store -mindepth 2); do
-	case ${{file##*/}} in
-	lock | domain | present) ;;
-	memory | snapshot) ;;
-	????????-????-????-????-????????????) explained ${{file##*/}} $file ;;
+	case $file in
+	*/lock | */domain | */present | */memory | */snapshot) ;;
+	*/packs) rmdir $file 2>/dev/null && echo "$file is empty" || true ;;
+	# Whose it was may be deleted, while others need it.
+	*/packs/????????-????-????-????-????????????) needed=$(find $store -name memory | wc -l); [ $needed -gt 0 ] || echo $file ;;
+	*/????????-????-????-????-????????????) explained ${{file##*/}} $file ;;
 	*) echo $file ;;
 	esac
 done

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::random::Random;
 use super::{DISKS, NAME, product};
+use crate::guest::{LIVED, lived_on, places};
 use crate::host::Lab;
 use crate::ssh::quote;
 
@@ -35,18 +36,24 @@ pub(super) enum Kind {
     Delete,
 }
 
-/// A snapshot, and the word that the guest held.
+/// The words that were written last to the mebibytes of [`LIVED`], on each disk alike.
+pub(super) type Written = [Option<String>; LIVED.1 as usize];
+
+/// A snapshot, and what the guest held.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Taken {
     pub(super) name: String,
     pub(super) word: String,
+    disks: Written,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Model {
     pub(super) snapshots: Vec<Taken>,
-    /// What the guest's disks hold, and its memory if it was not started anew.
+    /// The word that the guest's memory holds, if it was not started anew.
     pub(super) word: String,
+    /// What its disks hold.
+    pub(super) disks: Written,
     /// How many names and words were made up.
     counter: u32,
 }
@@ -90,13 +97,8 @@ impl Action {
     pub(super) fn script(&self, lab: &Lab) -> String {
         match self {
             Self::LiveOn(word) => {
-                let ask = |request: &str| format!("guest-ask {NAME} 60 {}", quote(request));
-                let writes = DISKS.map(|vdev| ask(&format!("write {vdev} 2 1 {word}-{vdev}")));
-                format!(
-                    "{} && {}",
-                    ask(&format!("mem set word {word}")),
-                    writes.join(" && ")
-                )
+                let requests = lived_on(word, &DISKS).join(" ; ");
+                format!("guest-ask {NAME} 60 {}", quote(&requests))
             }
             other => product(lab).1.command(&other.command().unwrap_or_default()),
         }
@@ -122,21 +124,22 @@ impl Model {
         Self {
             snapshots: Vec::new(),
             word: String::new(),
+            disks: Written::default(),
             counter: 0,
         }
     }
 
-    /// What is done before any cut: each kind once, and one snapshot that stays.
+    /// What is done before any cut: each kind once, with disks held in both ways, and one snapshot that stays.
     pub(super) fn introduction(&mut self) -> Vec<Action> {
         let second = self.new_name("s");
-        let create = |name: &str| Action::Create {
+        let create = |name: &str, external| Action::Create {
             name: name.to_owned(),
-            external: false,
+            external,
         };
         vec![
             self.live_on(),
-            create(FIRST),
-            create(&second),
+            create(FIRST, false),
+            create(&second, true),
             self.live_on(),
             Action::Revert(second.clone()),
             Action::Delete(second),
@@ -211,14 +214,21 @@ impl Model {
     /// The action was done.
     pub(super) fn apply(&mut self, action: &Action) {
         match action {
-            Action::LiveOn(word) => word.clone_into(&mut self.word),
+            Action::LiveOn(word) => {
+                word.clone_into(&mut self.word);
+                for place in places(word) {
+                    self.disks[(place - LIVED.0) as usize] = Some(word.clone());
+                }
+            }
             Action::Create { name, .. } => self.snapshots.push(Taken {
                 name: name.clone(),
                 word: self.word.clone(),
+                disks: self.disks.clone(),
             }),
             Action::Revert(name) => {
-                if let Some(taken) = self.taken(name) {
-                    self.word = taken.word.clone();
+                if let Some(taken) = self.taken(name).cloned() {
+                    self.word = taken.word;
+                    self.disks = taken.disks;
                 }
             }
             Action::Delete(name) => self.snapshots.retain(|taken| taken.name != *name),

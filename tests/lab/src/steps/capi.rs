@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use super::block_pull::{Pulled, two_on_templates};
 use super::snapshot::{DISKS, State, two_disks};
 use crate::guest::{Guest, GuestSpec};
 use crate::host::Lab;
@@ -29,6 +30,16 @@ pub(super) const STEPS: &[Step] = &[
     Step {
         name: "ts-capi-disk-only-and-memory-elsewhere",
         run: kinds,
+        cells: &[],
+    },
+    Step {
+        name: "ts-capi-managed-save",
+        run: managed_save,
+        cells: &[],
+    },
+    Step {
+        name: "ts-capi-block-pull",
+        run: block_pull,
         cells: &[],
     },
     Step {
@@ -202,7 +213,36 @@ fn kinds(context: &mut Context) -> Result<()> {
     witness.ensure_goes_on(&product, &["xvda"])
 }
 
+fn managed_save(context: &mut Context) -> Result<()> {
+    let daemon = Daemon::install(context)?;
+    let (witness, product) = one_disk(context.lab(), "managed")?;
+    daemon.run("managed", &witness.guest, &product)?;
+    ensure!(witness.guest.domid()? != witness.domid, "it was not saved");
+    witness.ensure_goes_on(&product, &["xvda"])?;
+    daemon.run("managed-remove", &witness.guest, &product)?;
+    ensure!(!witness.guest.exists(), "it runs");
+    product.ensure_nothing_left(&witness.guest, &["xvda"])
+}
+
+fn block_pull(context: &mut Context) -> Result<()> {
+    context.is_expensive()?;
+    let daemon = Daemon::install(context)?;
+    let lab = context.lab();
+    let spec = GuestSpec::pv("capi-pull");
+    let (spec, disks) = two_on_templates(lab, spec, 48)?;
+    let guest = Guest::create(lab, &spec)?;
+    let product = Product::of(lab, &guest);
+    let counter = guest.counter()?;
+    product.run("block-pull --bandwidth 64K {} xvda")?;
+    daemon.run("pull", &guest, &product)?;
+    guest.wait_counter_beyond(counter)?;
+    guest.mark_disks(false)?;
+    disks.iter().try_for_each(Pulled::ensure_alone)
+}
+
 fn calls_that_wait(context: &mut Context) -> Result<()> {
+    // The scenario runs under valgrind too.
+    context.is_expensive()?;
     let daemon = Daemon::install(context)?;
     let (witness, product) = one_disk(context.lab(), "waits")?;
     daemon.run("blocking", &witness.guest, &product)?;
@@ -270,6 +310,7 @@ fn refuses(context: &mut Context) -> Result<()> {
 
 /// In one loop, then in two threads. In the usual store, so that this is shown too.
 fn two_domains(context: &mut Context) -> Result<()> {
+    context.is_expensive()?;
     let daemon = Daemon::install(context)?;
     let lab = context.lab();
     let store = "/var/lib/xen/libxl-ext";
@@ -304,6 +345,7 @@ fn fork(context: &mut Context) -> Result<()> {
 /// The two ioctls that it does not know either (privcmd's 0x50ff and 0x105005, from `libxl_ctx_alloc`) lead to no
 /// complaint, so nothing is suppressed.
 fn valgrind(context: &mut Context) -> Result<()> {
+    context.is_expensive()?;
     let daemon = Daemon::install(context)?;
     let lab = context.lab();
     let (witness, product) = one_disk(lab, "valgrind")?;

@@ -1,8 +1,12 @@
 //! The steps, one file per feature. `tests/lab/README.md` tells how to add one.
 
+mod block_pull;
 mod capi;
 mod guest_types;
 mod guests;
+mod managed_save;
+mod managed_save_host;
+mod memory;
 mod power;
 mod save;
 mod snapshot;
@@ -11,6 +15,7 @@ mod snapshot_care;
 mod snapshot_delete;
 mod snapshot_disk_only;
 mod snapshot_disks;
+mod snapshot_disks_change;
 mod snapshot_external;
 mod snapshot_fault_points;
 mod snapshot_faults;
@@ -24,11 +29,14 @@ mod xen;
 
 use crate::step::Step;
 
-/// The steps for a lab like any other, in the order in which they run: those that take the power away are last.
+/// All steps, in the order in which they run: those that take longest are first, so that no lab waits for another's
+/// last one, and those that take the power away are last.
 pub fn all() -> impl Iterator<Item = &'static Step> {
     [
         xen::STEPS,
+        guest_types::STEPS,
         guests::STEPS,
+        memory::STEPS,
         save::STEPS,
         snapshot::STEPS,
         snapshot_care::STEPS,
@@ -37,6 +45,7 @@ pub fn all() -> impl Iterator<Item = &'static Step> {
         snapshot_disk_only::STEPS,
         snapshot_life::STEPS,
         snapshot_disks::STEPS,
+        snapshot_disks_change::STEPS,
         snapshot_hostile::STEPS,
         snapshot_layers_faults::STEPS,
         snapshot_force::STEPS,
@@ -44,21 +53,13 @@ pub fn all() -> impl Iterator<Item = &'static Step> {
         snapshot_fault_points::STEPS,
         snapshot_faults::STEPS,
         snapshot_broken::STEPS,
+        block_pull::STEPS,
+        managed_save::STEPS,
         capi::STEPS,
+        managed_save_host::STEPS,
         snapshot_power::STEPS,
         power::STEPS,
     ]
     .into_iter()
     .flatten()
-}
-
-/// The steps for a lab with one CPU: with two the firmware of HVM guests does not survive the emulation.
-/// `tests/lab/README.md` has the figures.
-pub fn one_cpu() -> impl Iterator<Item = &'static Step> {
-    guest_types::STEPS.iter()
-}
-
-/// All steps.
-pub fn every() -> impl Iterator<Item = &'static Step> {
-    all().chain(one_cpu())
 }

@@ -20,6 +20,7 @@ pub(super) const STEPS: &[Step] = &[
 ];
 
 fn power_cut_keeps_fsynced(context: &mut Context) -> Result<()> {
+    context.is_expensive()?;
     let lab = context.lab_mut();
     let boot_id = lab.run("cat /proc/sys/kernel/random/boot_id")?;
     // The file and its directory entry; what is only written is in dom0's memory and goes with it.

@@ -12,6 +12,7 @@ pub(super) const STEPS: &[Step] = &[Step {
 }];
 
 fn save_restore_keeps_memory(context: &mut Context) -> Result<()> {
+    context.is_expensive()?;
     let lab = context.lab();
     let guest = Guest::create(lab, &GuestSpec::pv("saved").disks(&[16]))?;
     let life = guest.life_id()?;

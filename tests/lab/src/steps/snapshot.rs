@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use std::time::{Duration, Instant};
 
 use crate::coverage::{Cells, Disks, Feature};
-use crate::guest::{Guest, GuestSpec, Mark, pattern_sum};
+use crate::guest::{Guest, GuestSpec, LIVED, Mark, lived_on, pattern_sum};
 use crate::host::Lab;
 use crate::product::Product;
 use crate::step::{Context, Step};
@@ -76,7 +76,7 @@ pub(super) const DISKS: [&str; 2] = ["xvda", "xvdb"];
 pub(super) struct State {
     life: String,
     word: String,
-    sums: Vec<String>,
+    sums: [String; 2],
 }
 
 impl State {
@@ -88,27 +88,26 @@ impl State {
 
     /// The same for a state that is not compared later.
     pub(super) fn change(guest: &Guest<'_>, word: &str) -> Result<()> {
-        guest.set_memory("word", word)?;
-        DISKS
-            .iter()
-            .try_for_each(|vdev| guest.write(vdev, 2, 1, &format!("{word}-{vdev}")))
+        guest.ask(&lived_on(word, &DISKS).join(" ; ")).map(drop)
     }
 
     /// The sums of the disks, in the order of [`DISKS`].
-    pub(super) fn sums(&self) -> &[String] {
+    pub(super) fn sums(&self) -> &[String; 2] {
         &self.sums
     }
 
     pub(super) fn read(guest: &Guest<'_>) -> Result<Self> {
-        Ok(Self {
-            life: guest.life_id()?,
-            word: guest.get_memory("word")?,
-            sums: DISKS
-                .iter()
-                .map(|vdev| guest.sum(vdev, 2, 1))
-                .collect::<Result<_>>()?,
-        })
+        let (offset, mib) = LIVED;
+        let [a, b] = DISKS.map(|vdev| format!("sum {vdev} {offset} {mib}"));
+        let [life, word, a, b] = guest.ask_all(["id", "mem get word", &a, &b])?;
+        let sums = [a, b];
+        Ok(Self { life, word, sums })
     }
+}
+
+/// What the guest reads of the disks where [`State`] writes, in the order of [`DISKS`].
+pub(super) fn sums(guest: &Guest<'_>) -> Result<[String; 2]> {
+    guest.sums(DISKS, LIVED.0, LIVED.1)
 }
 
 pub(super) fn two_disks<'lab>(lab: &'lab Lab, name: &str) -> Result<(Guest<'lab>, Product<'lab>)> {
@@ -163,10 +162,7 @@ fn create_revert_delete(context: &mut Context) -> Result<()> {
         "the count is {counter}, and was {before} before the snapshot"
     );
     guest.wait_counter_beyond(counter)?;
-    assert_eq!(
-        guest.sum("xvda", 2, 1)?,
-        pattern_sum(lab, "before-xvda", 1)?
-    );
+    assert_eq!(guest.sum("xvda", 2, 1)?, pattern_sum("before-xvda", 1));
 
     let info = product.run("snapshot-info {} first")?;
     ensure!(
@@ -190,6 +186,7 @@ fn create_revert_delete(context: &mut Context) -> Result<()> {
 }
 
 fn three_in_any_order(context: &mut Context) -> Result<()> {
+    context.is_expensive()?;
     context.needs_product()?;
     let (guest, product) = two_disks(context.lab(), "three")?;
     let mut states = Vec::new();
@@ -266,6 +263,7 @@ fn one_instant(context: &mut Context) -> Result<()> {
 }
 
 fn paused_guest(context: &mut Context) -> Result<()> {
+    context.is_expensive()?;
     context.needs_product()?;
     let lab = context.lab();
     let (guest, product) = two_disks(lab, "paused")?;
@@ -315,6 +313,7 @@ fn revert_without_domain(context: &mut Context) -> Result<()> {
 
 /// xl's monitor takes a suspend for the end, so a snapshot must not let it see one.
 fn guest_reboots_afterwards(context: &mut Context) -> Result<()> {
+    context.is_expensive()?;
     context.needs_product()?;
     let lab = context.lab();
     let spec = GuestSpec::pv("reboots")

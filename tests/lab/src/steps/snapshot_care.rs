@@ -4,6 +4,9 @@
 use anyhow::{Result, ensure};
 
 use super::snapshot::{DISKS, State, two_disks};
+use crate::guest::Guest;
+use crate::host::Lab;
+use crate::product::Product;
 use crate::step::{Context, Step};
 
 pub(super) const STEPS: &[Step] = &[
@@ -164,5 +167,24 @@ fn compared(context: &mut Context) -> Result<()> {
     );
     ensure!(number("changed") < number("from_pages") / 2, "{found}");
     product.refuses("snapshot-diff {} one none", &["no snapshot 'none'"])?;
+    rot_is_found(lab, &guest, &product)
+}
+
+/// Once the checksums of the disks are recorded, a byte that changes without any time of a file that says so is found.
+fn rot_is_found(lab: &Lab, guest: &Guest<'_>, product: &Product<'_>) -> Result<()> {
+    product.run("snapshot-verify --checksum {}")?;
+    // What both snapshots have of xvdb, in the image that the guest does not write to any more.
+    let base = guest.disk_path(DISKS[1]);
+    lab.run(&format!(
+        "at=$(grep -obUa -m1 one {base} | head -n 1 | cut -d: -f1) && touch -r {base} {base}.time && \
+         printf O | dd of={base} bs=1 seek=$at conv=notrunc status=none && touch -r {base}.time {base} && rm {base}.time"
+    ))?;
+    let found = product.try_run("snapshot-verify {}")?;
+    assert_eq!(found.status, 1, "{}", found.stdout);
+    ensure!(
+        found.stdout.contains("xvdb") && found.stdout.contains("its checksum does not match"),
+        "{}",
+        found.stdout
+    );
     Ok(())
 }

@@ -96,6 +96,7 @@ fn delete_children(context: &mut Context) -> Result<()> {
 /// It fails in the middle, over a file that is not ours; a snapshot that is taken then is not deleted by
 /// the command that finishes it. Without a domain it is the same, by `qemu-img`.
 fn finished_by_the_next(context: &mut Context) -> Result<()> {
+    context.is_expensive()?;
     context.needs_product()?;
     let lab = context.lab();
     let (guest, product) = branched(context, "middle")?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::snapshot::{DISKS, State, two_disks};
+use super::snapshot::{DISKS, State, sums, two_disks};
 use crate::coverage::{Cells, Disks, Feature};
 use crate::guest::{Guest, GuestSpec};
 use crate::host::Lab;
@@ -44,17 +44,13 @@ fn start(lab: &Lab, guest: &Guest<'_>, product: &Product<'_>) -> Result<()> {
     guest.wait_ready()
 }
 
-fn sums(guest: &Guest<'_>) -> Result<Vec<String>> {
-    DISKS.iter().map(|vdev| guest.sum(vdev, 2, 1)).collect()
-}
-
 /// Goes back as `how` says, which leaves the guest off, and looks what it reads when it is started.
 fn revert_and_start(
     lab: &Lab,
     guest: &Guest<'_>,
     product: &Product<'_>,
     how: &str,
-) -> Result<Vec<String>> {
+) -> Result<[String; 2]> {
     let said = product.run(&format!("snapshot-revert {how}"))?;
     ensure!(said.contains(", off"), "{said}");
     ensure!(!guest.exists(), "there is a domain after the revert {how}");
@@ -109,7 +105,7 @@ fn off(context: &mut Context) -> Result<()> {
     start(lab, &guest, &product)?;
     assert_eq!(
         sums(&guest)?,
-        first.sums(),
+        *first.sums(),
         "the snapshot changed the disks"
     );
     let live = State::set(&guest, "live")?;
@@ -117,7 +113,7 @@ fn off(context: &mut Context) -> Result<()> {
     State::change(&guest, "later")?;
     product.refuses("snapshot-revert --running {} first", &["xl create"])?;
     let read = revert_and_start(lab, &guest, &product, "{} first")?;
-    assert_eq!(read, first.sums(), "after the revert of the running guest");
+    assert_eq!(read, *first.sums(), "after the revert of the running guest");
     State::change(&guest, "lost")?;
     product.run("snapshot-revert {} live")?;
     assert_eq!(State::read(&guest)?, live, "with its memory");
@@ -148,7 +144,7 @@ fn off(context: &mut Context) -> Result<()> {
     guest.wait_ready()?;
     assert_eq!(
         sums(&guest)?,
-        end.sums(),
+        *end.sums(),
         "on the images of the configuration file"
     );
     Ok(())

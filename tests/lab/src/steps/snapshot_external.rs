@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::snapshot::{DISKS, State, reboot};
+use super::snapshot::{State, reboot, sums};
 use super::snapshot_life;
 use crate::coverage::{Cells, Disks, Feature};
 use crate::guest::{Guest, GuestSpec, Kind};
@@ -136,9 +136,7 @@ fn used_by_everybody(context: &mut Context) -> Result<()> {
     let later = State::set(&guest, "later")?;
     reboot(&guest)?;
     assert_eq!(active(lab, &guest)?, layers, "after a reboot");
-    for (vdev, sum) in DISKS.iter().zip(later.sums()) {
-        assert_eq!(&guest.sum(vdev, 2, 1)?, sum, "{vdev} after a reboot");
-    }
+    assert_eq!(sums(&guest)?, *later.sums(), "after a reboot");
     let saved = State::set(&guest, "saved")?;
     let file = format!("{}/saved", guest.dir());
     lab.run(&format!(
@@ -223,13 +221,11 @@ pub(super) fn started_as_xl(lab: &Lab, guest: &Guest<'_>, product: &Product<'_>)
         layers,
         "the disks of a domain that was created anew"
     );
-    for (vdev, sum) in DISKS.iter().zip(state.sums()) {
-        assert_eq!(
-            &guest.sum(vdev, 2, 1)?,
-            sum,
-            "{vdev} of a domain that was created anew"
-        );
-    }
+    assert_eq!(
+        sums(guest)?,
+        *state.sums(),
+        "of a domain that was created anew"
+    );
     Ok(())
 }
 
@@ -289,9 +285,7 @@ fn deletes_merge(context: &mut Context) -> Result<()> {
     let top = active(lab, &guest)?;
     reboot(&guest)?;
     assert_eq!(active(lab, &guest)?, top, "after a reboot");
-    for (vdev, sum) in DISKS.iter().zip(life.sums()) {
-        assert_eq!(&guest.sum(vdev, 2, 1)?, sum, "{vdev} after a reboot");
-    }
+    assert_eq!(sums(&guest)?, *life.sums(), "after a reboot");
 
     product.run("snapshot-revert {} one")?;
     assert_eq!(

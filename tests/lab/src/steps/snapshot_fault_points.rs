@@ -331,7 +331,7 @@ name={name} dir={dir}
 domid=$(xl domid $name)
 echo "- snapshots"; {list} | grep -E '"(name|current)":'
 echo "- guest"; xl list $name | awk 'NR > 1 {{ gsub(/[-rb]/, "", $5); print $1, $5 }}'
-for request in 'mem get word' 'sum xvda 2 1' 'sum xvdb 2 1'; do guest-ask $name 60 $request; done
+guest-ask $name 60 'mem get word ; sum xvda 2 1 ; sum xvdb 2 1'
 echo "- domains"; xl list | tail -n +2 | wc -l
 echo "- files"; find $dir* ! -name domain ! -name present | sort
 echo "- tags"; for image in $dir/*.qcow2; do

@@ -25,7 +25,10 @@ pub(super) const STEPS: &[Step] = &[
     Step {
         name: "ts-snapshot-five-random-power-cuts",
         run: random_cuts,
-        cells: &[],
+        cells: &[Cells::pv(
+            &[Feature::PowerCut],
+            &[Disks::Internal, Disks::External],
+        )],
     },
 ];
 
@@ -36,7 +39,6 @@ const CUTS: u32 = 5;
 
 /// `LAB_SEED` gives the seed that an earlier run printed.
 fn random_cuts(context: &mut Context) -> Result<()> {
-    context.is_expensive()?;
     context.needs_product()?;
     let seed = match std::env::var("LAB_SEED") {
         Ok(seed) => seed.parse().context("LAB_SEED is no number")?,
@@ -62,13 +64,15 @@ fn prepare(lab: &Lab) -> Result<()> {
 /// Begins a command and cuts the power as soon as the shell condition `when` holds.
 fn cut_when(lab: &mut Lab, command: &str, when: &str) -> Result<()> {
     lab.run(&format!(
-        "nohup sh -c '{command}' >/dev/null 2>&1 & while ! {when}; do :; done"
+        "nohup sh -c '{command}' >/dev/null 2>&1 & pid=$!; \
+         while ! {{ {when}; }}; do kill -0 $pid || exit 3; done"
     ))?;
     lab.power_cut()?;
     lab.start()
 }
 
 fn create_power_cut(context: &mut Context) -> Result<()> {
+    context.is_expensive()?;
     context.needs_product()?;
     prepare(context.lab())?;
     let guest = Guest::attach(context.lab(), NAME);
@@ -94,6 +98,7 @@ fn create_power_cut(context: &mut Context) -> Result<()> {
 
 /// Cut while there is no domain: the guest comes back as it was before the revert, memory and disk.
 fn revert_power_cut(context: &mut Context) -> Result<()> {
+    context.is_expensive()?;
     context.needs_product()?;
     prepare(context.lab())?;
     let guest = Guest::attach(context.lab(), NAME);

@@ -183,7 +183,7 @@ fn damaged_memory(context: &mut Context) -> Result<()> {
     product.run("snapshot-create -n s {}")?;
     let (life, domid) = (guest.life_id()?, guest.domid()?);
     let flip = format!(
-        "f=$(find {} -name memory); printf X | dd of=$f bs=1 seek=70000000 conv=notrunc status=none",
+        "f=$(find {} -path '*/packs/*'); printf damage | dd of=$f bs=1 seek=100000 conv=notrunc status=none",
         product.store_dir()
     );
     product.run("snapshot-verify {}")?;
@@ -199,10 +199,10 @@ fn damaged_memory(context: &mut Context) -> Result<()> {
     assert_eq!((guest.life_id()?, guest.domid()?), (life, domid));
     guest.wait_counter_beyond(guest.counter()?)?;
     lab.run(&format!(
-        "truncate -s 1M $(find {} -name memory)",
+        "truncate -s 100 $(find {} -name memory)",
         product.store_dir()
     ))?;
-    product.refuses("snapshot-revert {} s", &["1048576 bytes instead of"])?;
+    product.refuses("snapshot-revert {} s", &["100 bytes instead of"])?;
     product.run("snapshot-delete {} s")?;
     product.ensure_nothing_left(&guest, &["xvda"])
 }

@@ -1,0 +1,196 @@
+//! A memory image as it is kept, and the file of `xl save` that comes out of it.
+
+use super::header::{is_stock, read_header};
+use super::packed::{self, Reader};
+use super::prove;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Observer;
+use crate::model::record::MemoryProof;
+use crate::store::atomic;
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// Bytes that are written at a time to whoever restores.
+const CHUNK: usize = 1 << 20;
+
+/// Where a memory image is. Its first bytes say in which form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The image.
+    pub image: PathBuf,
+    /// Where the packs of its domain are.
+    pub packs: PathBuf,
+}
+
+impl Kept {
+    /// Opens it, to be read from the beginning.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`], [`ErrorKind::NewerVersion`], [`ErrorKind::Io`], also if a pack is missing.
+    pub(crate) fn open(&self) -> Result<Content> {
+        if packed::is_packed(&self.image)? {
+            let reader = Reader::open(&self.image, &self.packs)?;
+            return Ok(Content::Packed(Box::new(reader)));
+        }
+        if is_stock(&self.image)? {
+            return Ok(Content::Plain(atomic::open_own(&self.image)?));
+        }
+        Err(Error::new(
+            ErrorKind::Corrupt,
+            format!(
+                "memory image {} is damaged: it does not begin as one",
+                self.image.display()
+            ),
+        ))
+    }
+
+    /// The configuration of the domain, in JSON. Of the packs nothing is read.
+    ///
+    /// # Errors
+    /// As [`Kept::open`].
+    pub(crate) fn configuration(&self) -> Result<String> {
+        if packed::is_packed(&self.image)? {
+            read_header(&mut Reader::open_image(&self.image, &self.packs)?)
+        } else {
+            read_header(&mut atomic::open_own(&self.image)?)
+        }
+    }
+
+    /// Reads all of it and compares that with what is recorded of it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] if it is another length or content, or a pack is damaged; [`ErrorKind::Io`];
+    /// [`ErrorKind::Aborted`].
+    pub(crate) fn prove(&self, proof: &MemoryProof, observer: &dyn Observer) -> Result<()> {
+        self.each(proof, observer, |_| Ok(()))
+    }
+
+    /// The same for what is verified again when it is read: of a packed image what is stored is compared with its
+    /// checksums, and nothing unpacked.
+    ///
+    /// # Errors
+    /// As [`Kept::prove`].
+    pub(crate) fn prove_stored(&self, proof: &MemoryProof, observer: &dyn Observer) -> Result<()> {
+        if packed::is_packed(&self.image)? {
+            packed::prove_stored(&self.image, &self.packs, proof, observer)
+        } else {
+            self.prove(proof, observer)
+        }
+    }
+
+    /// Copies it to a new file that stock `xl restore` takes, proving it on the way. A copy that is not whole is
+    /// removed.
+    ///
+    /// # Errors
+    /// As [`Kept::prove`]; [`ErrorKind::Io`] and [`ErrorKind::NoSpace`] if the copy cannot be written, also when
+    /// there is a file of that name.
+    pub(crate) fn export(
+        &self,
+        proof: &MemoryProof,
+        to: &Path,
+        observer: &dyn Observer,
+    ) -> Result<()> {
+        prove::to_new_file(to, |copy| self.each(proof, observer, copy))
+    }
+
+    /// What an image of which nothing is recorded is known by from now on. All of it is read.
+    ///
+    /// # Errors
+    /// As [`Kept::prove`].
+    pub(crate) fn measure(&self, observer: &dyn Observer) -> Result<MemoryProof> {
+        if !packed::is_packed(&self.image)? {
+            return prove::measure(&self.image, observer);
+        }
+        let proof = Reader::open(&self.image, &self.packs)?.proof();
+        self.prove(&proof, observer)?;
+        Ok(proof)
+    }
+
+    fn each(
+        &self,
+        proof: &MemoryProof,
+        observer: &dyn Observer,
+        each: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        if packed::is_packed(&self.image)? {
+            packed::prove(&self.image, &self.packs, proof, observer, each)
+        } else {
+            prove::scan(&self.image, proof, observer, each)
+        }
+    }
+}
+
+/// What comes out of an image, in order.
+pub(crate) enum Content {
+    /// The file of `xl save` itself.
+    Plain(File),
+    /// What is put together of an image and its packs, and compared with its checksum at the end.
+    Packed(Box<Reader>),
+}
+
+impl Read for Content {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(file) => file.read(buffer),
+            Self::Packed(reader) => reader.read(buffer),
+        }
+    }
+}
+
+/// Why not all of an image went where it should.
+pub(crate) enum Unfed {
+    /// The image is at fault.
+    Image(Error),
+    /// Whoever reads does so no more, or cannot be reached.
+    Sink(Error),
+}
+
+impl Content {
+    /// Writes what is left of it. The last bytes come only when all before has turned out to be what was written, so
+    /// that nobody can make a domain of a stream that is not.
+    ///
+    /// # Errors
+    /// Whose fault it is.
+    pub(crate) fn feed(self, to: &mut impl Write) -> Result<(), Unfed> {
+        let sink = |error| Unfed::Sink(Error::io("hand out a memory image", error));
+        // Whoever reads wakes up for each write, and a page is not worth that.
+        let mut to = BufWriter::with_capacity(CHUNK, to);
+        match self {
+            Self::Plain(mut file) => {
+                let mut chunk = vec![0; CHUNK];
+                loop {
+                    match file.read(&mut chunk) {
+                        Ok(0) => break,
+                        Ok(length) => to.write_all(&chunk[..length]).map_err(sink)?,
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                        Err(error) => {
+                            let error = Error::io("read a memory image", error);
+                            return Err(Unfed::Image(error));
+                        }
+                    }
+                }
+            }
+            Self::Packed(mut reader) => {
+                let mut held = Vec::new();
+                loop {
+                    let left = reader.left();
+                    let bytes = reader.next_bytes().map_err(Unfed::Image)?;
+                    if bytes.is_empty() {
+                        break;
+                    }
+                    if bytes.len() as u64 == left {
+                        held.extend_from_slice(bytes);
+                    } else {
+                        to.write_all(bytes).map_err(sink)?;
+                    }
+                    let length = bytes.len();
+                    reader.consume_bytes(length);
+                }
+                to.write_all(&held).map_err(sink)?;
+                reader.forget();
+            }
+        }
+        to.flush().map_err(sink)
+    }
+}

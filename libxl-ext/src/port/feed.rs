@@ -1,0 +1,127 @@
+//! Handing a memory image to whoever makes a domain of it, through a pipe: nothing is unpacked to a file.
+
+use crate::error::{Error, Result};
+use crate::memory::{Content, Unfed};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+
+/// How much the pipe holds, in bytes.
+const PIPE: usize = 1 << 20;
+
+/// Has `restore` read what `head` and `content` are together. The other end is written by a thread of ours. If an image
+/// turns out not to be what was written, the stream is cut short, which no restore takes for a whole one, and the
+/// error says so instead of what whoever restored made of it.
+pub(super) fn fed<T>(
+    head: &[u8],
+    content: Content,
+    what: &str,
+    restore: impl FnOnce(OwnedFd) -> Result<T>,
+) -> Result<T> {
+    let (reader, writer) = std::io::pipe().map_err(|error| Error::io(what, error))?;
+    // A smaller pipe works as well, only slower.
+    let _ = rustix::pipe::fcntl_setpipe_size(&writer, PIPE);
+    std::thread::scope(|scope| {
+        let feeder = scope.spawn(move || {
+            let mut to = File::from(OwnedFd::from(writer));
+            to.write_all(head)
+                .map_err(|error| Unfed::Sink(Error::io("hand out a memory image", error)))?;
+            content.feed(&mut to)
+        });
+        let restored = restore(reader.into());
+        let fed = feeder.join().unwrap_or_else(|_| {
+            let context = "the thread that reads memory panicked";
+            Err(Unfed::Image(Error::new(crate::ErrorKind::Io, context)))
+        });
+        match fed {
+            // Whatever was said of a stream that ended too early only follows from it.
+            Err(Unfed::Image(error)) => Err(error.while_doing(what)),
+            // A restore that failed stopped reading, so its word comes first.
+            Err(Unfed::Sink(error)) => restored.and(Err(error.while_doing(what))),
+            Ok(()) => restored,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+    use crate::event::Unobserved;
+    use crate::memory::{Kept, header, packed, stream};
+    use crate::model::name::SnapshotId;
+    use std::io::Read;
+
+    fn packed(directory: &std::path::Path) -> (Kept, Vec<u8>) {
+        let id = SnapshotId::random();
+        let kept = Kept {
+            image: directory.join("memory"),
+            packs: directory.join("packs"),
+        };
+        let mut bytes = header("{}").unwrap();
+        let pages: Vec<_> = (0..200_u64)
+            .map(|number| (number, Some(u8::try_from(number).unwrap())))
+            .collect();
+        bytes.extend(stream(&[&pages]));
+        let known = packed::Known::load(&kept.packs, &Unobserved).unwrap();
+        let mut writer = packed::Writer::create(&kept.image, id, known).unwrap();
+        writer.write(&bytes).unwrap();
+        writer.finish().unwrap();
+        packed::seal(&kept.packs, id).unwrap();
+        (kept, bytes)
+    }
+
+    /// A restore as xl's: it takes a stream that is whole, and complains of any other.
+    fn restore(from: OwnedFd, length: usize) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        File::from(from).read_to_end(&mut bytes).unwrap();
+        if bytes.len() < length {
+            return Err(Error::new(ErrorKind::Toolstack, "xl says something"));
+        }
+        Ok(bytes)
+    }
+
+    #[test]
+    fn what_is_restored_is_what_was_saved_or_the_image_is_to_blame() {
+        let directory = tempfile::tempdir().unwrap();
+        let (kept, bytes) = packed(directory.path());
+        let whole = || {
+            fed(b"", kept.open()?, "restore it", |from| {
+                restore(from, bytes.len())
+            })
+        };
+        assert!(whole().unwrap() == bytes);
+
+        // Damaged anywhere: no restore ever sees all of it.
+        let pack = std::fs::read_dir(&kept.packs).unwrap().next().unwrap();
+        for path in [kept.image.clone(), pack.unwrap().path()] {
+            let good = std::fs::read(&path).unwrap();
+            for at in (0..good.len()).step_by(good.len() / 40) {
+                let mut bad = good.clone();
+                bad[at] ^= 1;
+                std::fs::write(&path, &bad).unwrap();
+                let error = whole().unwrap_err();
+                let report = error.report();
+                assert!(
+                    [ErrorKind::Corrupt, ErrorKind::NewerVersion].contains(&error.kind())
+                        && !report.contains("xl says"),
+                    "byte {at} of {}: {report}",
+                    path.display()
+                );
+            }
+            std::fs::write(&path, &good).unwrap();
+        }
+        assert!(whole().unwrap() == bytes);
+    }
+
+    #[test]
+    fn a_restore_that_fails_has_the_first_word() {
+        let directory = tempfile::tempdir().unwrap();
+        let (kept, _) = packed(directory.path());
+        let result: Result<()> = fed(b"", kept.open().unwrap(), "restore it", |from| {
+            drop(from);
+            Err(Error::new(ErrorKind::Toolstack, "no memory, says xl"))
+        });
+        assert_eq!(result.unwrap_err().report(), "no memory, says xl");
+    }
+}

@@ -1,0 +1,148 @@
+//! What is asked about saved domains, and about those that run and could be saved.
+
+use super::Host;
+use crate::check;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Observer;
+use crate::model::domain::DomainState;
+use crate::model::record::ManagedImage;
+use crate::observe::{MemoryRoom, Target, memory_rooms, observe, resolve};
+use crate::plan;
+use crate::store::{DomainLock, RecordFile};
+use serde::Serialize;
+
+/// A domain that was saved, and goes on from there when it is started.
+#[derive(Clone, Debug, Serialize)]
+pub struct ManagedSave {
+    /// The domain.
+    pub domain: String,
+    /// What was saved.
+    pub image: ManagedImage,
+    /// Room that its memory image takes.
+    pub room: MemoryRoom,
+    /// Why it cannot go on from there, as far as that can be told without reading the memory.
+    pub stale: Option<String>,
+}
+
+/// A domain that is there, but domain 0.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RunningDomain {
+    /// Its number.
+    pub domid: u32,
+    /// Its name.
+    pub name: String,
+    /// What it is doing.
+    pub state: DomainState,
+    /// Memory that it has now, in bytes.
+    pub memory_bytes: u64,
+}
+
+impl Host {
+    /// What was saved of a domain, if it was. Nobody knows of the domains that are off, so a name of which nothing is
+    /// kept is that of a domain that was not saved.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`], or what recovery, the store and the ports report.
+    pub fn managed_save(
+        &self,
+        domain: &str,
+        observer: &dyn Observer,
+    ) -> Result<Option<ManagedSave>> {
+        let named = match resolve(&self.ports, &self.store, domain, self.naming) {
+            Err(error) if error.kind() == ErrorKind::NoSuchDomain => return Ok(None),
+            named => named?,
+        };
+        if !named.store.exists() {
+            return Ok(None);
+        }
+        // The lock is held until all is looked at.
+        let (target, _lock) = self.take(named, observer)?;
+        let record = target.store.load()?;
+        let Some(image) = record.managed.clone() else {
+            return Ok(None);
+        };
+        let rooms = memory_rooms(&target.store, &record)?;
+        let stale = match observe(&self.ports, &target) {
+            Ok(inventory) => plan::stale(&inventory),
+            // Whatever it is: as long as it is so, the domain cannot be started.
+            Err(error) => Some(error),
+        };
+        Ok(Some(ManagedSave {
+            domain: target.name,
+            room: rooms.get(&image.id).copied().unwrap_or_default(),
+            image,
+            stale: stale.map(|error| error.report()),
+        }))
+    }
+
+    /// Every domain that was saved, and the errors of those of which that cannot be told.
+    pub fn managed_saves(&self, observer: &dyn Observer) -> (Vec<ManagedSave>, Vec<Error>) {
+        let mut saved = Vec::new();
+        let mut failed = Vec::new();
+        for domain in self.store.domains() {
+            match self.managed_save(&domain, observer) {
+                Ok(found) => saved.extend(found),
+                Err(error) => failed
+                    .push(error.while_doing(format!("look what was saved of domain '{domain}'"))),
+            }
+        }
+        (saved, failed)
+    }
+
+    /// Every domain that is there and has a name, but domain 0, in the order of their numbers. One that is being made
+    /// or destroyed is left out.
+    ///
+    /// # Errors
+    /// If the hypervisor or libxl cannot be asked.
+    pub fn running(&self) -> Result<Vec<RunningDomain>> {
+        let mut all = Vec::new();
+        for view in self.ports.hypervisor.all()? {
+            if view.life.domid == 0 || view.state == DomainState::Dying {
+                continue;
+            }
+            if let Some(name) = self.ports.toolstack.name_of(view.life.domid)? {
+                all.push(RunningDomain {
+                    domid: view.life.domid,
+                    name,
+                    state: view.state,
+                    memory_bytes: view.memory_bytes,
+                });
+            }
+        }
+        Ok(all)
+    }
+
+    /// The number of the domain of a name, if there is one.
+    ///
+    /// # Errors
+    /// If libxl cannot be asked.
+    pub fn domid_of(&self, name: &str) -> Result<Option<u32>> {
+        self.ports.toolstack.domid_of(name)
+    }
+
+    /// Bytes that can still be written below the store.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn free_bytes(&self) -> Result<u64> {
+        self.store.free_bytes()
+    }
+
+    /// Makes a damaged record anew, so that what was saved can be removed whatever is damaged.
+    pub(super) fn mend_record(
+        &self,
+        target: &Target,
+        lock: &DomainLock,
+        observer: &dyn Observer,
+    ) -> Result<()> {
+        if !matches!(target.store.read()?, RecordFile::Damaged(_)) {
+            return Ok(());
+        }
+        let survey = check::survey(&self.ports, target, observer)?;
+        let found = check::find(&survey);
+        check::perform(&found.repairs, &target.store, lock, observer)?;
+        observer
+            .note("the record of the domain was damaged; it is made anew of what else is there");
+        Ok(())
+    }
+}
