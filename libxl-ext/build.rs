@@ -80,7 +80,7 @@ fn bind_libxl(out: &Path) {
         .expect("OUT_DIR is writable");
 }
 
-/// What `libxl_ext.h` declares by hand: its struct, and its functions for the test that they are what the
+/// What `libxl_ext.h` declares by hand: its structs, and its functions for the test that they are what the
 /// library defines.
 fn bind_own_header(out: &Path) {
     println!("cargo::rerun-if-changed=include/libxl_ext.h");
@@ -89,7 +89,7 @@ fn bind_own_header(out: &Path) {
         .clang_arg(format!("-I{}", out.display()))
         .allowlist_file("include/libxl_ext.h")
         .blocklist_type(
-            "libxl_(_?ctx|asyncop_how|d(evice|isk).*|domain_(snapshot|block_pull_info).*|block_pull.*|ext_event.*|snapshot_.*)",
+            "libxl_(_?ctx|asyncop_how|d(evice|isk).*|domain_(snapshot|block_pull_info).*|block_pull.*|ext_event.*|replication_mode.*|snapshot_.*)",
         )
         .raw_line("use crate::port::libxl_sys::*;")
         .raw_line("use crate::types::ffi::*;")

@@ -47,8 +47,8 @@ extern "C" {
  * -----------------------
  *
  * Callbacks are made by libxl_ext_event_check and libxl_ext_event_wait, on the thread that calls them,
- * and, for the progress of a call with ao_how == NULL, by that call itself. There is no other time and no
- * other thread. No lock is held meanwhile: a callback may call this library and libxl with any ctx, but
+ * and, for the progress of a call with ao_how == NULL, by that call itself; those of libxl_replication_ops by
+ * libxl_replication_*. There is no other time and no other thread. No lock is held meanwhile: a callback may call this library and libxl with any ctx, but
  * it must not release its own (libxl_ext_ctx_release). It must return: no exception, no longjmp. A thread
  * that is in a call is not cancelled (pthread_cancel) before it returns.
  *
@@ -103,9 +103,9 @@ void libxl_ext_event_free(libxl_ctx *ctx, libxl_ext_event *event);
 int libxl_ext_ao_abort(libxl_ctx *ctx, const libxl_asyncop_how *how);
 
 /*
- * Forgets the ctx: aborts the operations that are under way, waits for their end, and drops the events
- * and callbacks that are due. To be called before libxl_ctx_free, while no other thread uses the ctx. It
- * can be repeated.
+ * Forgets the ctx: aborts the operations that are under way, waits for their end, drops the events and
+ * callbacks that are due, and the replication states, whose functions are not called for it. To be called
+ * before libxl_ctx_free, while no other thread uses the ctx. It can be repeated.
  */
 void libxl_ext_ctx_release(libxl_ctx *ctx);
 
@@ -272,10 +272,93 @@ int libxl_domain_get_block_pull_info(libxl_ctx *ctx, const char *domname, const 
  * Asks for one event BLOCK_PULL, when the pull of a disk has ended, by a call of how->callback, or, if
  * that is NULL, from libxl_ext_event_check. It comes whoever started the pull, also if it has ended
  * before, or begins later, or if the last one of several increments ends it. It is to be asked for anew
- * then. Whoever asks no more calls libxl_ext_ctx_release. There are no flags yet.
+ * then. Whoever asks no more calls libxl_ext_evdisable_block_pull. There are no flags yet.
  */
 int libxl_ext_evenable_block_pull(libxl_ctx *ctx, const char *domname, const char *path,
                                   unsigned int flags, const libxl_ext_asyncprogress_how *how);
+
+/*
+ * Takes that back: what was asked for with the same callback and for_... is not told any more once this
+ * returns. ERROR_NOTFOUND says that nothing was, or that it was told before.
+ */
+int libxl_ext_evdisable_block_pull(libxl_ctx *ctx, const libxl_ext_asyncprogress_how *how);
+
+/*
+ * Replication
+ * ===========
+ *
+ * What is replicated, such as a disk, is a state, and all states of a ctx are started, checkpointed, asked for
+ * errors and stopped together, in the order in which they were made (after QEMU's replication.h). How a
+ * state does each of these the application says, by functions of its own.
+ *
+ * A state is stopped, running, or has failed over; after a stop that failed it is uncertain. ERROR_NOT_READY
+ * is the answer to what does not fit, also if there are no states: a start of what is not stopped, a
+ * checkpoint of what does not run, a stop of what neither runs nor is uncertain. What has failed over is not
+ * started again; it is removed and made anew.
+ *
+ * The calls return when all is done. What the functions return comes back unchanged: of several errors
+ * the first, and all of them are told to the log.
+ */
+
+/* A state. It belongs to the library, until libxl_replication_remove or libxl_ext_ctx_release. */
+typedef struct libxl_replication_state libxl_replication_state;
+
+/*
+ * What the application does with a state. Each function returns 0 or a negative ERROR_*, and gets the
+ * opaque of libxl_replication_new. It is called on the thread that calls the library, as callbacks are: no
+ * lock is held meanwhile, and it may call this library and libxl with any ctx. But a call of
+ * libxl_replication_* with its own ctx is answered by ERROR_LOCK_FAIL, from another thread too.
+ *
+ *  start       begins to replicate. If it fails, it leaves nothing running: no stop follows
+ *  stop        ends it; with failover so that the guest of this side goes on alone. After a failure the same
+ *              stop may come again
+ *  checkpoint  makes the present what both sides have in common
+ *  get_error   tells whether an error has occurred since the start; also after a failover
+ */
+typedef struct {
+    int (*start)(libxl_ctx *ctx, void *opaque, libxl_replication_mode mode);
+    int (*stop)(libxl_ctx *ctx, void *opaque, bool failover);
+    int (*checkpoint)(libxl_ctx *ctx, void *opaque);
+    int (*get_error)(libxl_ctx *ctx, void *opaque);
+} libxl_replication_ops;
+
+/*
+ * Makes a state, which is stopped. *ops is copied; none of its members may be NULL. opaque has to stay valid
+ * until the state is removed or its ctx released. On failure *rs_out is NULL.
+ *  ERROR_NOT_READY  others run, or are uncertain
+ */
+int libxl_replication_new(libxl_ctx *ctx, const libxl_replication_ops *ops, void *opaque,
+                          libxl_replication_state **rs_out);
+
+/*
+ * Removes a state, whose functions are not called any more. ERROR_NOT_READY says that it runs, ERROR_INVAL
+ * that the ctx has no such state, or no more.
+ */
+int libxl_replication_remove(libxl_ctx *ctx, libxl_replication_state *rs);
+
+/*
+ * Starts all states. If one fails, those before it are stopped again, without failover and the last one first,
+ * and its error is returned. The guest must not run meanwhile, and the secondary's start comes before the
+ * primary's.
+ */
+int libxl_replication_start_all(libxl_ctx *ctx, libxl_replication_mode mode);
+
+/*
+ * Makes a checkpoint of all states, after the whole state of the guest has been transferred to the
+ * secondary. If one fails the states after it are left out; the guest must not go on, nor the secondary
+ * fail over, before another checkpoint has succeeded.
+ */
+int libxl_replication_do_checkpoint_all(libxl_ctx *ctx);
+
+/* Asks all states that are not stopped whether an error has occurred, up to the first that tells one. */
+int libxl_replication_get_error_all(libxl_ctx *ctx);
+
+/*
+ * Stops all states that run, also if one fails. That one is uncertain then: the same call again stops it, and
+ * one with the other value of failover is ERROR_NOT_READY. Without failover the guest must not run
+ * meanwhile.
+ */
+int libxl_replication_stop_all(libxl_ctx *ctx, bool failover);
 
 #ifdef __cplusplus
 }

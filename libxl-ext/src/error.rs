@@ -23,7 +23,8 @@ pub enum ErrorKind {
     NoSuchSnapshot,
     /// The name of a new snapshot is taken.
     SnapshotExists,
-    /// The domain is in a state in which the operation is impossible (domain 0, dying, crashed).
+    /// The domain is in a state in which the operation is impossible (domain 0, dying, crashed), or what is
+    /// replicated is (running, failed over).
     DomainState,
     /// The domain did not answer a suspend request in time.
     GuestTimeout,
@@ -31,7 +32,7 @@ pub enum ErrorKind {
     Unsupported,
     /// The file system has no room for what is to be written.
     NoSpace,
-    /// Another operation holds the lock of the domain.
+    /// Another operation holds the lock of the domain, or another call has the replication states.
     Locked,
     /// The domain is no longer what the plan was made for: somebody else changed it.
     Stale,
@@ -135,6 +136,15 @@ impl Error {
         self.hint.as_deref()
     }
 
+    /// The cause at the bottom, or the context where there is none: what a place has room for that is told for what else.
+    pub fn root(&self) -> String {
+        let mut cause: &dyn StdError = self;
+        while let Some(below) = cause.source() {
+            cause = below;
+        }
+        cause.to_string()
+    }
+
     /// The same failure seen from one level up: `context` goes in front, the kind is kept.
     #[must_use]
     pub fn while_doing(self, context: impl Into<String>) -> Self {
@@ -180,6 +190,8 @@ mod tests {
             "snapshot 'a' of domain 'g1' was not created: write /x/memory: \
              No space left on device (os error 28)\n  free some room under /x"
         );
+        assert_eq!(error.root(), "No space left on device (os error 28)");
+        assert_eq!(Error::new(ErrorKind::Io, "alone").root(), "alone");
     }
 
     #[test]

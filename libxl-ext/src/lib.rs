@@ -18,6 +18,7 @@ pub mod model;
 pub mod observe;
 pub mod plan;
 pub mod port;
+pub mod replication;
 pub mod snapshot;
 pub mod store;
 // A union of which one value has a member matches all others at once.

@@ -217,7 +217,9 @@ impl Host {
         let lock = named.store.lock(LockWait::No)?;
         self.recover_locked(&named, &lock, observer)?;
         // Whoever held the lock before, and recovery too, may have given the domain another domid.
-        Ok((named.look_again(&self.ports)?, lock))
+        let target = named.look_again(&self.ports)?;
+        Self::void_what_was_saved(&target)?;
+        Ok((target, lock))
     }
 
     /// The same, of a domain as it is observed then: what is being changed is not as it was.
@@ -503,15 +505,16 @@ impl Host {
             }
             Err(error) => return Err(error),
         };
-        self.recover_locked(target, &lock, observer)
+        self.recover_locked(target, &lock, observer).map(drop)
     }
 
+    /// The same under its lock. Returns the pulls that could not be settled.
     fn recover_locked(
         &self,
         target: &Target,
         lock: &DomainLock,
         observer: &dyn Observer,
-    ) -> Result<()> {
+    ) -> Result<pull::Unsettled> {
         match exec::recover(&self.ports, &target.store, lock, observer)? {
             Recovered::Nothing => {}
             Recovered::Finished(what) => {
@@ -523,8 +526,7 @@ impl Host {
                 ));
             }
         }
-        self.settle_pulls(target, lock, observer);
-        Ok(())
+        Ok(self.settle_pulls(target, lock, observer))
     }
 }
 

@@ -2,10 +2,11 @@
 #
 #   make -C tests/abi -f consumers.mk STAGE=/absolute/stage OUT=/absolute/out [target]
 #
-# symbols  the library has the symbols that the headers declare, in the right version, and no others
-# include  a C++ program that includes the headers builds and runs, without Xen
-# static   the same with the static library
-# daemon   builds the daemon that the lab runs in dom0
+# symbols      the library has the symbols that the headers declare, in the right version, and no others
+# include      a C++ program that includes the headers builds and runs, without Xen
+# static       the same with the static library
+# replication  operations of replication in C, and what each call answers, without Xen; also under valgrind
+# daemon       builds the daemon that the lab runs in dom0
 
 ifeq ($(and $(STAGE),$(OUT)),)
 $(error say where things are: STAGE=, what was installed, and OUT=, where what is built here goes)
@@ -26,8 +27,8 @@ headers = $(include)/libxl_ext.h $(include)/_libxl_ext_types.h
 # The prefix in the file is the one in the end; here the stage's stands for it.
 pkg-config = PKG_CONFIG_PATH=$(lib)/pkgconfig pkg-config --define-prefix
 
-.PHONY: all symbols include static daemon
-all: symbols include static daemon
+.PHONY: all symbols include static replication daemon
+all: symbols include static replication daemon
 
 symbols: $(library) $(headers)
 	./symbols check $(library) $(include)
@@ -37,6 +38,12 @@ include: $(OUT)/include
 
 static: $(OUT)/include-static
 	$<
+
+# What is still reachable at the end is that of the libraries themselves.
+replication: $(OUT)/replication
+	LD_LIBRARY_PATH=$(lib) $<
+	LD_LIBRARY_PATH=$(lib) valgrind --quiet --error-exitcode=9 --leak-check=full \
+		--errors-for-leak-kinds=definite,possible $<
 
 daemon: $(OUT)/daemon
 
@@ -50,6 +57,11 @@ $(OUT)/include: include.cc $(headers) $(library) | $(OUT)
 $(OUT)/include-static: include.cc $(headers) $(lib)/libxlext.a | $(OUT)
 	$(CXX) -std=c++11 -pedantic $(CXXFLAGS) $(STRICT) -o $@ $< \
 		$$($(pkg-config) --static --cflags --libs xenlight-ext | sed 's/-lxlext/-l:libxlext.a/')
+
+# GNU's C, since xenctrl.h takes no other.
+$(OUT)/replication: replication.c ctx.c $(headers) $(library) | $(OUT)
+	$(CC) -std=gnu11 -pthread $(CFLAGS) $(STRICT) -o $@ replication.c ctx.c \
+		$$($(pkg-config) --cflags --libs xenlight-ext xenlight xentoollog)
 
 # The library is found where it will be installed, by the dynamic linker's own means.
 daemon_parts = daemon.c logger.c main.c managed.c processes.c pull.c scenarios.c

@@ -37,6 +37,13 @@ static void watch(struct daemon *daemon, const char *domain, const char *path, s
     EXPECT_RC(libxl_ext_evenable_block_pull(daemon->ctx, domain, path, 0, &how), 0, "evenable");
 }
 
+static void unwatch(struct daemon *daemon, struct end *end)
+{
+    libxl_ext_asyncprogress_how how = {.callback = on_end, .for_event = 77, .for_callback = end};
+
+    EXPECT_RC(libxl_ext_evdisable_block_pull(daemon->ctx, &how), 0, "evdisable");
+}
+
 static void expect_end(struct daemon *daemon, struct end *end, const char *path,
                        libxl_block_pull_status status)
 {
@@ -93,6 +100,9 @@ static void expect_refusals(struct daemon *daemon, const char *domain)
     EXPECT_RC(rc, ERROR_NOTFOUND, "info of no pull");
     EXPECT_RC(libxl_ext_evenable_block_pull(daemon->ctx, domain, "xvda", 0, NULL), ERROR_INVAL,
               "evenable for nobody");
+    EXPECT_RC(libxl_ext_evdisable_block_pull(daemon->ctx, NULL), ERROR_INVAL, "evdisable for nobody");
+    EXPECT_RC(libxl_ext_evdisable_block_pull(daemon->ctx, &how), ERROR_NOTFOUND,
+              "evdisable of what nobody asked for");
     EXPECT(cursor == 0 && info.end == 0, "a call that was refused wrote something");
     logger_clear(daemon->logger);
 }
@@ -101,7 +111,7 @@ static void run_pull(const struct arguments *arguments)
 {
     struct daemon daemon;
     struct operation operation;
-    struct end first, late, second, aborted;
+    struct end first, late, second, aborted, never;
     const char *domain = arguments->domain;
     const unsigned int continuous = LIBXL_DOMAIN_BLOCK_PULL_CONTINUOUS;
     libxl_domain_block_pull_cursor cursor = 0, before;
@@ -113,6 +123,8 @@ static void run_pull(const struct arguments *arguments)
 
     /* Somebody else has begun it, slowly. */
     watch(&daemon, domain, "xvda", &aborted);
+    watch(&daemon, domain, "xvda", &never);
+    unwatch(&daemon, &never);
     info = info_of(&daemon, domain, "xvda");
     rc = libxl_domain_block_pull(daemon.ctx, domain, "xvda", &cursor, 0, NULL, NULL);
     EXPECT_RC(rc, ERROR_NOT_READY, "an increment while all of it is pulled");
@@ -152,6 +164,7 @@ static void run_pull(const struct arguments *arguments)
     rc = libxl_domain_block_pull(daemon.ctx, domain, "xvdb", &cursor, 0, NULL, NULL);
     EXPECT_RC(rc, 0, "one call more");
     EXPECT(cursor == before, "the cursor moves beyond the end");
+    EXPECT(!never.heard, "what was disabled was told");
     expect_quiet(&daemon);
     daemon_close(&daemon);
 }

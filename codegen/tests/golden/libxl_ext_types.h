@@ -130,6 +130,19 @@ const char *libxl_block_pull_status_to_string(libxl_block_pull_status p);
 int libxl_block_pull_status_from_string(const char *s, libxl_block_pull_status *e);
 extern libxl_enum_string_table libxl_block_pull_status_string_table[];
 
+/* Which side of a replication a host is. The names are those of QEMU's `ReplicationMode`. */
+typedef enum libxl_replication_mode {
+    /* Its guest is the one that runs for the world; what it writes is sent to the other side. */
+    LIBXL_REPLICATION_MODE_PRIMARY = 1,
+    /* It receives what the primary writes, and takes over after a failover. */
+    LIBXL_REPLICATION_MODE_SECONDARY = 2,
+} libxl_replication_mode;
+char *libxl_replication_mode_to_json(libxl_ctx *ctx, libxl_replication_mode p);
+int libxl_replication_mode_from_json(libxl_ctx *ctx, libxl_replication_mode *p, const char *s);
+const char *libxl_replication_mode_to_string(libxl_replication_mode p);
+int libxl_replication_mode_from_string(const char *s, libxl_replication_mode *e);
+extern libxl_enum_string_table libxl_replication_mode_string_table[];
+
 /* What an event of `libxl_ext_event_check` tells. */
 typedef enum libxl_ext_event_type {
     /* An asynchronous operation has ended. */

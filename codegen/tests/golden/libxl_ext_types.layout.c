@@ -31,6 +31,7 @@ int main(void)
     MEMBER(libxl_domain_block_pull_info, cur);
     MEMBER(libxl_domain_block_pull_info, end);
     TYPE(libxl_block_pull_status);
+    TYPE(libxl_replication_mode);
     TYPE(libxl_ext_event_type);
     TYPE(libxl_ext_event);
     MEMBER(libxl_ext_event, for_user);

@@ -47,6 +47,7 @@ pub const LAYOUT: &[(&str, usize, usize)] = {
         member!("libxl_domain_block_pull_info.cur", libxl_domain_block_pull_info, cur),
         member!("libxl_domain_block_pull_info.end", libxl_domain_block_pull_info, end),
         ty!("libxl_block_pull_status", libxl_block_pull_status),
+        ty!("libxl_replication_mode", libxl_replication_mode),
         ty!("libxl_ext_event_type", libxl_ext_event_type),
         ty!("libxl_ext_event", libxl_ext_event),
         member!("libxl_ext_event.for_user", libxl_ext_event, for_user),

@@ -626,6 +626,86 @@ impl<'de> ::serde::Deserialize<'de> for BlockPullStatus {
             })
     }
 }
+/// Which side of a replication a host is. The names are those of QEMU's `ReplicationMode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(i32)]
+pub enum ReplicationMode {
+    /// Its guest is the one that runs for the world; what it writes is sent to the other side.
+    Primary = 1,
+    /// It receives what the primary writes, and takes over after a failover.
+    Secondary = 2,
+}
+impl ReplicationMode {
+    /// All values, in the order of their definition.
+    pub const ALL: &[Self] = &[Self::Primary, Self::Secondary];
+    /// The name, as libxl prints it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Secondary => "secondary",
+        }
+    }
+    /// The value with this name, in upper or lower case.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|value| value.as_str().eq_ignore_ascii_case(name))
+    }
+    /// The number that stands for it in C.
+    pub const fn as_raw(self) -> i32 {
+        self as i32
+    }
+}
+impl ::core::fmt::Display for ReplicationMode {
+    fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+impl ::core::str::FromStr for ReplicationMode {
+    type Err = libxl_idl_builtin::UnknownName;
+    fn from_str(name: &str) -> Result<Self, libxl_idl_builtin::UnknownName> {
+        Self::from_name(name)
+            .ok_or_else(|| libxl_idl_builtin::UnknownName {
+                enumeration: "libxl_replication_mode",
+                name: name.to_owned(),
+            })
+    }
+}
+impl TryFrom<i32> for ReplicationMode {
+    type Error = libxl_idl_builtin::UnknownValue;
+    fn try_from(value: i32) -> Result<Self, libxl_idl_builtin::UnknownValue> {
+        match value {
+            1 => Ok(Self::Primary),
+            2 => Ok(Self::Secondary),
+            _ => {
+                Err(libxl_idl_builtin::UnknownValue {
+                    enumeration: "libxl_replication_mode",
+                    value: i64::from(value),
+                })
+            }
+        }
+    }
+}
+impl ::serde::Serialize for ReplicationMode {
+    fn serialize<S: ::serde::Serializer>(
+        &self,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+impl<'de> ::serde::Deserialize<'de> for ReplicationMode {
+    fn deserialize<D: ::serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Self, D::Error> {
+        let name = <String as ::serde::Deserialize>::deserialize(deserializer)?;
+        Self::from_name(&name)
+            .ok_or_else(|| {
+                <D::Error as ::serde::de::Error>::invalid_value(
+                    ::serde::de::Unexpected::Str(&name),
+                    &"the name of a `libxl_replication_mode`",
+                )
+            })
+    }
+}
 /// What an event of `libxl_ext_event_check` tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(i32)]
@@ -1102,6 +1182,12 @@ pub mod ffi {
     pub const LIBXL_BLOCK_PULL_STATUS_FAILED: libxl_block_pull_status = 2;
     /// The same, because somebody aborted it.
     pub const LIBXL_BLOCK_PULL_STATUS_ABORTED: libxl_block_pull_status = 3;
+    /// Which side of a replication a host is. The names are those of QEMU's `ReplicationMode`.
+    pub type libxl_replication_mode = ::core::ffi::c_uint;
+    /// Its guest is the one that runs for the world; what it writes is sent to the other side.
+    pub const LIBXL_REPLICATION_MODE_PRIMARY: libxl_replication_mode = 1;
+    /// It receives what the primary writes, and takes over after a failover.
+    pub const LIBXL_REPLICATION_MODE_SECONDARY: libxl_replication_mode = 2;
     /// What an event of `libxl_ext_event_check` tells.
     pub type libxl_ext_event_type = ::core::ffi::c_uint;
     /// An asynchronous operation has ended.
@@ -1547,6 +1633,35 @@ mod c_values {
                 Self::Completed => ffi::LIBXL_BLOCK_PULL_STATUS_COMPLETED,
                 Self::Failed => ffi::LIBXL_BLOCK_PULL_STATUS_FAILED,
                 Self::Aborted => ffi::LIBXL_BLOCK_PULL_STATUS_ABORTED,
+            };
+            Ok(())
+        }
+        unsafe fn copy(from: &Self::C, to: &mut Self::C) {
+            *to = *from;
+        }
+        unsafe fn dispose(_: &mut Self::C) {}
+    }
+    unsafe impl libxl_idl_builtin::CValue for ReplicationMode {
+        type C = ffi::libxl_replication_mode;
+        unsafe fn read(c: &Self::C) -> Result<Self, libxl_idl_builtin::CValueError> {
+            match *c {
+                ffi::LIBXL_REPLICATION_MODE_PRIMARY => Ok(Self::Primary),
+                ffi::LIBXL_REPLICATION_MODE_SECONDARY => Ok(Self::Secondary),
+                value => {
+                    Err(
+                        libxl_idl_builtin::UnknownValue {
+                            enumeration: "libxl_replication_mode",
+                            value: i64::from(value),
+                        }
+                            .into(),
+                    )
+                }
+            }
+        }
+        fn write(&self, c: &mut Self::C) -> Result<(), libxl_idl_builtin::CValueError> {
+            *c = match self {
+                Self::Primary => ffi::LIBXL_REPLICATION_MODE_PRIMARY,
+                Self::Secondary => ffi::LIBXL_REPLICATION_MODE_SECONDARY,
             };
             Ok(())
         }
@@ -2451,6 +2566,77 @@ pub mod c_api {
                 || {
                     libxl_idl_builtin::c_function::from_json::<
                         BlockPullStatus,
+                    >(p, || 0, s)
+                },
+            )
+        }
+    }
+    /// The names of `libxl_replication_mode`.
+    #[unsafe(no_mangle)]
+    pub static libxl_replication_mode_string_table: [libxl_idl_builtin::ffi::libxl_enum_string_table; 3] = [
+        libxl_idl_builtin::ffi::libxl_enum_string_table {
+            s: c"primary".as_ptr(),
+            v: 1,
+        },
+        libxl_idl_builtin::ffi::libxl_enum_string_table {
+            s: c"secondary".as_ptr(),
+            v: 2,
+        },
+        libxl_idl_builtin::ffi::libxl_enum_string_table {
+            s: ::core::ptr::null(),
+            v: -1,
+        },
+    ];
+    /// The name of a `libxl_replication_mode`, or null.
+    #[unsafe(no_mangle)]
+    pub extern "C" fn libxl_replication_mode_to_string(
+        p: ffi::libxl_replication_mode,
+    ) -> *const ::core::ffi::c_char {
+        libxl_idl_builtin::c_function::to_string(
+            &libxl_replication_mode_string_table,
+            p as ::core::ffi::c_int,
+        )
+    }
+    /// The `libxl_replication_mode` with a name.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_replication_mode_from_string(
+        s: *const ::core::ffi::c_char,
+        e: *mut ffi::libxl_replication_mode,
+    ) -> ::core::ffi::c_int {
+        unsafe {
+            libxl_idl_builtin::c_function::from_string(
+                &libxl_replication_mode_string_table,
+                s,
+                e.cast(),
+            )
+        }
+    }
+    /// A `libxl_replication_mode` as JSON, which the caller frees; or null.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_replication_mode_to_json(
+        ctx: *mut ::core::ffi::c_void,
+        p: ffi::libxl_replication_mode,
+    ) -> *mut ::core::ffi::c_char {
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || { libxl_idl_builtin::c_function::to_json::<ReplicationMode>(&p) },
+            )
+        }
+    }
+    /// A `libxl_replication_mode` from JSON.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn libxl_replication_mode_from_json(
+        ctx: *mut ::core::ffi::c_void,
+        p: *mut ffi::libxl_replication_mode,
+        s: *const ::core::ffi::c_char,
+    ) -> ::core::ffi::c_int {
+        unsafe {
+            libxl_idl_builtin::c_function::with_ctx(
+                ctx,
+                || {
+                    libxl_idl_builtin::c_function::from_json::<
+                        ReplicationMode,
                     >(p, || 0, s)
                 },
             )

@@ -263,6 +263,16 @@ static void libxl_block_pull_status_rand_init(libxl_block_pull_status *p)
     *p = values[test_rand(sizeof(values) / sizeof(*values))];
 }
 
+static void libxl_replication_mode_rand_init(libxl_replication_mode *p)
+{
+    static const libxl_replication_mode values[] = {
+        LIBXL_REPLICATION_MODE_PRIMARY,
+        LIBXL_REPLICATION_MODE_SECONDARY,
+    };
+
+    *p = values[test_rand(sizeof(values) / sizeof(*values))];
+}
+
 static void libxl_ext_event_type_rand_init(libxl_ext_event_type *p)
 {
     static const libxl_ext_event_type values[] = {
@@ -790,6 +800,58 @@ static void test_libxl_block_pull_status(libxl_ctx *ctx)
     check_true("from_json", libxl_block_pull_status_from_json(ctx, &val, "\"no such name\"") != 0, NULL);
 }
 
+static void test_libxl_replication_mode(libxl_ctx *ctx)
+{
+    static const struct {
+        libxl_replication_mode value;
+        const char *name, *upper, *json;
+    } values[] = {
+        { LIBXL_REPLICATION_MODE_PRIMARY, "primary", "PRIMARY", "\"primary\"\n" },
+        { LIBXL_REPLICATION_MODE_SECONDARY, "secondary", "SECONDARY", "\"secondary\"\n" },
+    };
+    unsigned count = sizeof(values) / sizeof(*values);
+    libxl_replication_mode val;
+    char *text;
+
+    (void)ctx;
+    (void)text;
+    type = "libxl_replication_mode";
+    for (unsigned i = 0; i < count; i++) {
+        check_same("to_string", values[i].name, libxl_replication_mode_to_string(values[i].value));
+        val = values[(i + 1) % count].value;
+        check_true("from_string of its name", libxl_replication_mode_from_string(values[i].name, &val) == 0 && val == values[i].value, values[i].name);
+        val = values[(i + 1) % count].value;
+        check_true("from_string of its upper", libxl_replication_mode_from_string(values[i].upper, &val) == 0 && val == values[i].value, values[i].name);
+        check_same("string_table", values[i].name, libxl_replication_mode_string_table[i].s);
+        check_true("string_table", libxl_replication_mode_string_table[i].v == (int)values[i].value, values[i].name);
+        text = libxl_replication_mode_to_json(ctx, values[i].value);
+        check_same("to_json", values[i].json, text);
+        free(text);
+        val = values[(i + 1) % count].value;
+        check_true("from_json", libxl_replication_mode_from_json(ctx, &val, values[i].json) == 0 && val == values[i].value, values[i].name);
+    }
+    check_true("end of string_table", libxl_replication_mode_string_table[count].s == NULL, NULL);
+    libxl_replication_mode_rand_init(&val);
+    check_true("rand_init", libxl_replication_mode_to_string(val) != NULL, NULL);
+
+    /* What is no value of it. */
+    check_true("from_string", libxl_replication_mode_from_string("no such name", &val) != 0, "no such name");
+    check_true("from_string", libxl_replication_mode_from_string("", &val) != 0, "");
+    val = 0;
+    check_true("to_string", libxl_replication_mode_to_string(val) == NULL, NULL);
+    free(libxl_replication_mode_to_json(ctx, val));
+    for (unsigned i = 0; i < WRONG_JSON; i++) {
+        text = wrong_json("\"no such name\"\n", i);
+        check_true("from_json", libxl_replication_mode_from_json(ctx, &val, text) != 0, text);
+        free(text);
+    }
+    text = changed_json(values[test_rand(count)].json);
+    if (libxl_replication_mode_from_json(ctx, &val, text) == 0)
+        check_true("from_json", libxl_replication_mode_to_string(val) != NULL, text);
+    free(text);
+    check_true("from_json", libxl_replication_mode_from_json(ctx, &val, "\"no such name\"") != 0, NULL);
+}
+
 static void test_libxl_ext_event_type(libxl_ctx *ctx)
 {
     static const struct {
@@ -962,10 +1024,11 @@ int main(int argc, char **argv)
         test_libxl_block_pull(ctx);
         test_libxl_domain_block_pull_info(ctx);
         test_libxl_block_pull_status(ctx);
+        test_libxl_replication_mode(ctx);
         test_libxl_ext_event_type(ctx);
         test_libxl_ext_event(ctx);
     }
     test_ctx_free(ctx);
-    printf("10 types, seed %lu, %lu rounds: ok\n", seed, rounds);
+    printf("11 types, seed %lu, %lu rounds: ok\n", seed, rounds);
     return 0;
 }

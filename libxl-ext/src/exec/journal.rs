@@ -8,7 +8,7 @@
 use super::fault;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Plan;
-use crate::store::{DomainStore, Envelope, absent_is_fine, atomic, room};
+use crate::store::{DomainStore, Envelope, JOURNAL, absent_is_fine, atomic, room};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -181,6 +181,23 @@ pub(crate) fn in_progress(store: &DomainStore) -> Result<Option<Plan>> {
     let bytes = atomic::read_own(&path)?;
     let plan = bytes.and_then(|bytes| replay(&bytes, &path).ok());
     Ok(plan.map(|(progress, _)| progress.plan))
+}
+
+/// The domain of which there is no record, but an operation in progress, or interrupted. What there is instead is said
+/// again.
+pub(crate) fn domain_in_progress(
+    (directory, why): (PathBuf, Error),
+) -> Result<String, (PathBuf, Error)> {
+    let path = directory.join(JOURNAL);
+    let begun = atomic::read_own(&path).and_then(|bytes| match bytes {
+        Some(bytes) => Ok(Some(replay(&bytes, &path)?.0.plan.domain)),
+        None => Ok(None),
+    });
+    match begun {
+        Ok(Some(domain)) if why.kind() == ErrorKind::NeedsRepair => Ok(domain),
+        Err(error) if why.kind() == ErrorKind::NeedsRepair => Err((directory, error)),
+        _ => Err((directory, why)),
+    }
 }
 
 /// Reads the entries; returns how far they go, and in how many bytes.

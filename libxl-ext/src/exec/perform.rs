@@ -2,17 +2,16 @@
 
 use super::fault::{self, Stage, Way};
 use super::journal::Journal;
-use super::pull::{self, Pulled};
+use super::pull::Pulled;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
 use crate::memory::packed::{self, Traced};
 use crate::memory::{self, Form, Kept, own_file};
-use crate::model::disk::{DiskTarget, Stamp};
+use crate::model::disk::Stamp;
 use crate::model::domain::{DomainLife, DomainState, GuestState};
-use crate::model::layer::Layer;
 use crate::model::name::SnapshotId;
-use crate::model::record::{DiskProof, DomainRecord, MemoryProof, SnapshotRecord};
-use crate::plan::{Memory, Plan, Step, StoreChange, Switch, apply_merge};
+use crate::model::record::{DiskProof, MemoryProof, SnapshotRecord};
+use crate::plan::{Plan, Step, WAY_OUT};
 use crate::port::{DomainView, Ports};
 use crate::store::DomainStore;
 use std::cell::Cell;
@@ -31,14 +30,10 @@ const CONNECT_LOOKS_EVERY: Duration = Duration::from_millis(if cfg!(test) { 0 } 
 /// How often a domain may have been paused for us to let it run.
 const PAUSES_MAX: usize = 32;
 
-/// How long after its last entry in the journal an operation may still have written to images: QEMU
-/// flushes when it ends.
-pub(super) const LAST_WRITES: Duration = Duration::from_secs(60);
-
 /// What was learned on the way and belongs into the record.
 #[derive(Default)]
 pub(super) struct Measured {
-    memory: Option<MemoryProof>,
+    pub(super) memory: Option<MemoryProof>,
     still_since: Option<Instant>,
     /// How long the guest stood still.
     pub(super) pause: Option<Duration>,
@@ -227,7 +222,13 @@ impl Performer<'_> {
                 let proof = proof.ok_or_else(|| missing("what was saved"))?;
                 // What comes out of it is compared again when it is restored, and nothing is destroyed for it.
                 let kept = self.store.kept_in_store(id);
-                kept.prove_stored(proof, self.observer)?;
+                kept.prove_stored(proof, self.observer)
+                    .map_err(|error| match error.kind() {
+                        ErrorKind::Corrupt => error
+                            .while_doing("the domain cannot go on from what was saved")
+                            .hint(WAY_OUT),
+                        _ => error,
+                    })?;
             }
             _ => {
                 let snapshot = self.recorded(id)?;
@@ -256,7 +257,7 @@ impl Performer<'_> {
     }
 
     /// Where a memory image is, be it one that is not recorded.
-    fn memory_image(&self, id: SnapshotId) -> Result<Kept> {
+    pub(super) fn memory_image(&self, id: SnapshotId) -> Result<Kept> {
         let record = self.store.load()?;
         Ok(match record.get(id) {
             Some(snapshot) => self.store.kept_memory(snapshot),
@@ -384,148 +385,6 @@ impl Performer<'_> {
         }
     }
 
-    fn destroy(&self, life: DomainLife) -> Result<()> {
-        match self.look(life)? {
-            Some(_) => self.ports.toolstack.destroy(life.domid),
-            None => Ok(()),
-        }
-    }
-
-    fn restore(&self, id: SnapshotId, uuid: uuid::Uuid, switches: &[Switch]) -> Result<()> {
-        // What an earlier attempt left half-built.
-        self.destroy_restored(uuid)?;
-        if let Some(view) = self.find_by_name()? {
-            return Err(self.usurped(view));
-        }
-        self.ports
-            .restorer
-            .restore_paused(&self.memory_image(id)?, self.plan.keeper, switches)?;
-        match self.find_by_uuid(uuid)? {
-            Some(view) if view.state == DomainState::Paused => Ok(()),
-            Some(view) => Err(Error::new(
-                ErrorKind::Toolstack,
-                format!(
-                    "the restored domain {} is {} instead of paused",
-                    view.life.domid, view.state
-                ),
-            )),
-            None => Err(Error::new(
-                ErrorKind::Toolstack,
-                format!("the restore reported success and there is no domain with UUID {uuid}"),
-            )),
-        }
-    }
-
-    fn bring_back(
-        &self,
-        id: SnapshotId,
-        life: DomainLife,
-        disks: &[DiskTarget],
-        others: &[Box<Path>],
-    ) -> Result<()> {
-        // Before a QEMU that is ended below flushes them.
-        self.refuse_if_written_since(others.iter())?;
-        // The rest of a destruction that was interrupted, and what an earlier attempt left half-built:
-        // both have the images open.
-        self.destroy(life)?;
-        self.destroy_restored(life.uuid)?;
-        self.apply_images(id, disks)?;
-        self.restore(id, life.uuid, &[])
-    }
-
-    fn destroy_rest(&self, life: DomainLife, has_qemu: bool) -> Result<()> {
-        // A domain that was renamed in the meantime is somebody's, whatever else is the matter with it.
-        let name = self.ports.toolstack.name_of(life.domid)?;
-        let is_renamed = name.is_some_and(|name| name != self.plan.domain);
-        if is_renamed || self.is_intact(life, has_qemu)? {
-            return Ok(());
-        }
-        self.destroy(life)
-    }
-
-    /// What became of the memory of a domain that a step up to and including `last` destroyed.
-    pub(super) fn destroyed(&self, last: usize) -> Option<&Memory> {
-        let mut begun = self.plan.steps.iter().take(last + 1);
-        let (life, memory) = begun.find_map(|step| match step {
-            Step::Destroy { life, memory, .. } => Some((*life, memory)),
-            _ => None,
-        })?;
-        let view = self.look(life).ok().flatten();
-        let is_there = view.is_some_and(|view| view.state != DomainState::Dying);
-        (!is_there).then_some(memory)
-    }
-
-    /// Whether nobody has begun to destroy the domain: libxl ends its QEMU and takes its name before the
-    /// hypervisor ends the domain.
-    fn is_intact(&self, life: DomainLife, has_qemu: bool) -> Result<bool> {
-        let alive = self
-            .look(life)?
-            .is_some_and(|view| view.state != DomainState::Dying);
-        let named = self.ports.toolstack.domid_of(&self.plan.domain)? == Some(life.domid);
-        Ok(alive && named && (!has_qemu || self.ports.block.nodes(life).is_ok()))
-    }
-
-    /// A restored domain is paused until it is started, so one that is not paused is somebody else's.
-    /// Only what we can have made: a domain that was given another name, or has run, is somebody's.
-    fn destroy_restored(&self, uuid: uuid::Uuid) -> Result<()> {
-        while let Some(view) = self.find_by_uuid(uuid)? {
-            let name = self.ports.toolstack.name_of(view.life.domid)?;
-            let is_named_so = name.is_none_or(|name| name == self.plan.domain);
-            if view.state != DomainState::Paused || view.has_run || !is_named_so {
-                return Err(self.usurped(view));
-            }
-            self.destroy(view.life)?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn usurped(&self, view: DomainView) -> Error {
-        Error::new(
-            ErrorKind::NeedsRepair,
-            format!(
-                "domain {} was started in the place of '{}' in the meantime",
-                view.life.domid, self.plan.domain
-            ),
-        )
-        .hint(self.ways_out())
-    }
-
-    pub(super) fn ways_out(&self) -> String {
-        format!(
-            "to keep the disks as they are now, remove {}; to go back to the state before the \
-             interrupted command, shut the domain down, `touch` that file and give any command",
-            self.store.journal_path().display()
-        )
-    }
-
-    fn start(&self, uuid: uuid::Uuid, guest: GuestState) -> Result<()> {
-        let Some(view) = self.find_by_uuid(uuid)? else {
-            return Ok(());
-        };
-        match (guest, view.state) {
-            (GuestState::Running, DomainState::Paused) => {
-                self.ports.toolstack.unpause(view.life.domid)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    pub(super) fn commit(&self, change: &StoreChange, measured: &Measured) -> Result<()> {
-        let mut record = self.store.load()?;
-        apply(&mut record, change, measured);
-        // As after a kill between the commit and the journal's word of it.
-        #[cfg(test)]
-        {
-            let once = record.clone();
-            apply(&mut record, change, measured);
-            assert_eq!(record, once, "{change:?} is not the same when done twice");
-        }
-        self.restamp(&mut record, change)?;
-        record.generation += 1;
-        record.last_operation = Some(self.plan.id);
-        self.store.save(&record)
-    }
-
     fn announce(&self) -> Result<()> {
         let record = self.store.load()?;
         let name = record
@@ -543,96 +402,6 @@ impl Performer<'_> {
         match self.ports.toolstack.domid_of(&self.plan.domain)? {
             Some(domid) => self.ports.hypervisor.look(domid),
             None => Ok(None),
-        }
-    }
-
-    fn find_by_uuid(&self, uuid: uuid::Uuid) -> Result<Option<DomainView>> {
-        self.ports.hypervisor.find(uuid)
-    }
-}
-
-fn apply(record: &mut DomainRecord, change: &StoreChange, measured: &Measured) {
-    match change {
-        StoreChange::Add {
-            record: new,
-            layers,
-        } => {
-            if record.get(new.id).is_some() {
-                return;
-            }
-            let mut new = (**new).clone();
-            new.memory.clone_from(&measured.memory);
-            for proof in &mut new.disks {
-                proof.stamp = measured.stamps.get(&proof.target.image).copied();
-            }
-            record.add(new);
-            let mut layers = layers.clone();
-            for layer in &mut layers {
-                let below = layer.backing.as_ref();
-                let written = below.and_then(|below| measured.stamps.get(&below.image));
-                layer.below_written = written.copied();
-            }
-            record.add_layers(&layers);
-            record.make_disks(&layers.iter().map(Layer::target).collect::<Vec<_>>());
-        }
-        StoreChange::SetCurrent {
-            id,
-            layers,
-            disks,
-            accepted,
-        } => {
-            record.current = Some(*id);
-            record.accept(accepted);
-            record.add_layers(layers);
-            record.make_disks(disks);
-        }
-        StoreChange::Edit {
-            id,
-            name,
-            description,
-        } => record.edit(*id, name.as_ref(), description.as_deref()),
-        StoreChange::Contents { id, sums } => record.hold(*id, sums),
-        StoreChange::KeepManaged { image } => {
-            let mut image = (**image).clone();
-            image.memory.clone_from(&measured.memory);
-            for proof in &mut image.disks {
-                proof.stamp = measured.stamps.get(&proof.target.image).copied();
-            }
-            record.managed = Some(image);
-        }
-        StoreChange::DropManaged { id } => {
-            if record.managed.as_ref().is_some_and(|it| it.id == *id) {
-                record.managed = None;
-            }
-        }
-        StoreChange::Merging { merge } => {
-            record.forget_last_writes(&merge.images());
-            record.mark_merging(&merge.layer.image, merge.into);
-        }
-        StoreChange::Merged { merge } => apply_merge(record, merge),
-        StoreChange::Pull { of } => pull::apply(record, of, measured.pulled),
-        StoreChange::Stopped => {}
-        StoreChange::ForgetLayers { images } => {
-            record.forget_layers(images);
-        }
-        StoreChange::MarkDeleting { ids, changing } => {
-            record.mark_deleting(ids);
-            record.forget_last_writes(&changing.iter().map(|image| &**image).collect::<Vec<_>>());
-        }
-        StoreChange::Remove {
-            ids,
-            left_over,
-            tidied,
-            changed,
-        } => {
-            record.remember_last_writes(changed);
-            for id in ids {
-                record.remove(*id);
-            }
-            record
-                .left_over
-                .retain(|left| !tidied.contains(left) && !left_over.contains(left));
-            record.left_over.extend(left_over.iter().cloned());
         }
     }
 }

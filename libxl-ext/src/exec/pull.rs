@@ -3,6 +3,7 @@
 use super::perform::{Measured, Performer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Progress;
+use crate::model::below::below;
 use crate::model::disk::ImageFormat;
 use crate::model::domain::DomainLife;
 use crate::model::layer::{Backing, Layer};
@@ -34,7 +35,9 @@ impl Performer<'_> {
     pub(super) fn pull(&self, step: &PullStep, measured: &mut Measured) -> Result<()> {
         let pulls = &self.ports.pulls;
         match step {
-            PullStep::Start { life, pull, anew } => {
+            PullStep::Start {
+                life, pull, anew, ..
+            } => {
                 self.require_there(*life)?;
                 let by = Worker::Qemu(*life);
                 let image = &pull.disk.image;
@@ -69,6 +72,14 @@ impl Performer<'_> {
                 }
                 Ok(())
             }
+            PullStep::GoOn { life, pull, speed } => {
+                let (by, image) = (Worker::Qemu(*life), &pull.disk.image);
+                if self.look(*life)?.is_none() {
+                    return Ok(());
+                }
+                pulls.tell(&by, image, Word::Speed(*speed))?;
+                pulls.tell(&by, image, Word::GoOn)
+            }
             PullStep::End { life, pull } => {
                 let (by, image) = (Worker::Qemu(*life), &pull.disk.image);
                 if self.look(*life)?.is_none() {
@@ -83,9 +94,7 @@ impl Performer<'_> {
             }
             PullStep::Complete { life, pull } => self.complete_pull(*life, pull),
             PullStep::Release { pull, images } => {
-                for image in images {
-                    self.release(pull, image);
-                }
+                self.release_images(pull, images);
                 Ok(())
             }
         }
@@ -177,8 +186,13 @@ impl Performer<'_> {
             .is_some_and(|job| job.state == PullJobState::Copied);
         let done = job.map_or(0, |job| job.done);
         pulls.tell(&by, image, Word::Cancel)?;
+        let file = self.ports.images.open_to_sync(image)?;
         server.end()?;
+        file.sync()?;
         self.ports.images.make_durable(image)?;
+        if all {
+            self.require_all_there(pull)?;
+        }
         Ok(Pulled {
             position: if all {
                 pull.size
@@ -189,6 +203,20 @@ impl Performer<'_> {
         })
     }
 
+    /// Looks at the image file itself, from outside, whether it has everything: QEMU tells nobody of a flush that failed.
+    fn require_all_there(&self, pull: &Pull) -> Result<()> {
+        let extents = self.ports.images.extents(&pull.chain())?;
+        if pull.has_all(&extents) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Toolstack,
+            format!("the pull of {} is not completed", pull.disk),
+        )
+        .because("not all of it is on the disk")
+        .hint("its file system may be full or damaged; what was pulled stays, and the image stands on the others still"))
+    }
+
     fn complete_pull(&self, life: Option<DomainLife>, pull: &Pull) -> Result<()> {
         let images = &self.ports.images;
         let image = &pull.disk.image;
@@ -197,7 +225,13 @@ impl Performer<'_> {
             None => None,
         };
         if let Some(view) = there {
-            self.ports.pulls.complete(view.life, pull)?;
+            // Opened before the flush: what fails to be written from then on is said by this one's fsync.
+            let file = images.open_to_sync(image)?;
+            let is_all_there = || {
+                file.sync()?;
+                self.require_all_there(pull)
+            };
+            self.ports.pulls.complete(view.life, pull, &is_all_there)?;
             return images.make_durable(image);
         }
         let facts = images
@@ -217,6 +251,15 @@ impl Performer<'_> {
             )
             .hint("give the command again: it goes on with what was pulled"));
         }
+        if below(image, &facts)?.as_ref() != pull.from.first() {
+            let disk = &pull.disk;
+            return Err(Error::new(
+                ErrorKind::Stale,
+                format!("{disk} is not the image any more that everything was copied to"),
+            )
+            .hint("give the command again: it goes on with what is there"));
+        }
+        self.require_all_there(pull)?;
         // Only the header is changed: nothing is read from below any more.
         let layer = Layer {
             vdev: pull.disk.vdev.clone(),
@@ -228,35 +271,6 @@ impl Performer<'_> {
             merging: None,
         };
         images.rebase_layer(&layer, pull.onto.as_ref(), false)
-    }
-}
-
-impl Performer<'_> {
-    /// Removes an image of the user's; if that cannot be, it stays, and it is said.
-    fn release(&self, pull: &Pull, below: &Backing) {
-        let images = &self.ports.images;
-        let removed = images.facts(&below.image, below.format).and_then(|facts| {
-            if facts.is_some_and(|facts| facts.is_device) {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    "a block device is not removed",
-                ));
-            }
-            images.remove_layer(&Layer {
-                vdev: pull.disk.vdev.clone(),
-                image: below.image.clone(),
-                backing: None,
-                below_written: None,
-                base: below.clone(),
-                active: false,
-                merging: None,
-            })
-        });
-        if let Err(error) = removed {
-            let image = below.image.display();
-            self.observer
-                .note(&format!("{image} stays: {}", error.report()));
-        }
     }
 }
 

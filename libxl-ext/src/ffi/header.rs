@@ -13,7 +13,7 @@ include!(concat!(env!("OUT_DIR"), "/libxl_ext_header.rs"));
 
 #[cfg(test)]
 mod tests {
-    use super::super::{event, managed, pull, snapshot};
+    use super::super::{event, managed, pull, replication, snapshot};
 
     /// Two functions of the same C type; the compiler says so.
     macro_rules! same {
@@ -52,6 +52,13 @@ mod tests {
             pull::libxl_domain_block_pull_abort(_, _, _, _);
             pull::libxl_domain_get_block_pull_info(_, _, _, _, _);
             pull::libxl_ext_evenable_block_pull(_, _, _, _, _);
+            pull::libxl_ext_evdisable_block_pull(_, _);
+            replication::libxl_replication_new(_, _, _, _);
+            replication::libxl_replication_remove(_, _);
+            replication::libxl_replication_start_all(_, _);
+            replication::libxl_replication_do_checkpoint_all(_);
+            replication::libxl_replication_get_error_all(_);
+            replication::libxl_replication_stop_all(_, _);
         };
         let declared = include_str!(concat!(env!("OUT_DIR"), "/libxl_ext_header.rs"));
         let declared = declared.matches("    pub fn ").count();

@@ -4,8 +4,10 @@
 //! |---|---|
 //! | [`snapshot`] | the calls on snapshots |
 //! | [`managed`] | the calls on saved domains |
+//! | [`replication`] | the calls on replication, and an application's operations as those of Rust |
 //! | [`event`] | completion, progress, abort: what an event loop needs |
-//! | [`context`] | what is known of a ctx: its operations, what is due to be delivered |
+//! | [`context`] | what is known of a ctx: where its snapshots are, its operations |
+//! | [`delivery`] | what is due to be delivered, the descriptor to poll |
 //! | [`operation`] | one operation: started, watched, ended |
 //! | [`agent`] | the process in which it runs, and the socket to it |
 //! | [`spawn`] | starting that process so that it is nobody's child |
@@ -19,6 +21,7 @@
 mod agent;
 mod argument;
 mod context;
+mod delivery;
 mod disk;
 pub mod event;
 pub mod header;
@@ -26,6 +29,7 @@ mod log;
 pub mod managed;
 mod operation;
 pub mod pull;
+pub mod replication;
 pub mod snapshot;
 mod spawn;
 

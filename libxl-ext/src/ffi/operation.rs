@@ -17,6 +17,17 @@ use std::ffi::{c_int, c_void};
 // SAFETY: the pointers are only given back to the application, on the thread that asks for it.
 unsafe impl Send for libxl_ext_asyncprogress_how {}
 
+impl libxl_ext_asyncprogress_how {
+    /// Whether both tell the same place.
+    fn is(&self, other: &Self) -> bool {
+        let is_callback = match (self.callback, other.callback) {
+            (Some(a), Some(b)) => std::ptr::fn_addr_eq(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        is_callback && self.for_event == other.for_event && self.for_callback == other.for_callback
+    }
+}
+
 /// To whom an asynchronous operation's result goes: what a `libxl_asyncop_how` says.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ResultTo {
@@ -43,11 +54,12 @@ impl ResultTo {
         }
     }
 
-    /// Whether both came from the same `ao_how`, as `libxl_ao_abort` compares them.
+    /// Whether both came from the same `how`, as `libxl_ao_abort` compares them.
     pub(super) fn is(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Callback(a, x), Self::Callback(b, y)) => std::ptr::fn_addr_eq(*a, *b) && x == y,
             (Self::Event(a), Self::Event(b)) => a == b,
+            (Self::BlockPull(a), Self::BlockPull(b)) => a.is(b),
             _ => false,
         }
     }

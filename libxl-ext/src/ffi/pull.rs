@@ -121,15 +121,40 @@ pub unsafe extern "C" fn libxl_ext_evenable_block_pull(
         // SAFETY: the caller promises null or strings.
         let (domain, disk) = unsafe { named(domname, path) }?;
         // SAFETY: the caller promises null or a valid struct.
-        let how = unsafe { how.as_ref() }.copied().ok_or_else(|| {
-            Error::new(
-                ErrorKind::InvalidRequest,
-                "nobody is said to tell: how is NULL",
-            )
-        })?;
-        let to = ResultTo::BlockPull(how);
+        let to = ResultTo::BlockPull(unsafe { asked(how) }?);
         Context::of(ctx).start(domain, Call::PullWatch { disk }, to, None, None)?;
         Ok(0)
+    })
+}
+
+/// `libxl_ext_evdisable_block_pull`
+///
+/// # Safety
+/// As the header says: the pointers are null or valid.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn libxl_ext_evdisable_block_pull(
+    ctx: *mut sys::libxl_ctx,
+    how: *const libxl_ext_asyncprogress_how,
+) -> c_int {
+    guard(Ctx(ctx), || {
+        let ctx = argument::ctx(ctx)?;
+        // SAFETY: the caller promises null or a valid struct.
+        let to = ResultTo::BlockPull(unsafe { asked(how) }?);
+        Ok(Context::of(ctx).disable(&to))
+    })
+}
+
+/// Who is to hear of the end of a pull.
+///
+/// # Safety
+/// The pointer is null or valid.
+unsafe fn asked(how: *const libxl_ext_asyncprogress_how) -> Result<libxl_ext_asyncprogress_how> {
+    // SAFETY: as the caller promises.
+    unsafe { how.as_ref() }.copied().ok_or_else(|| {
+        Error::new(
+            ErrorKind::InvalidRequest,
+            "nobody is said to tell: how is NULL",
+        )
     })
 }
 

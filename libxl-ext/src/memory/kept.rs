@@ -4,7 +4,7 @@ use super::header::{is_stock, read_header};
 use super::packed::{self, Reader};
 use super::prove;
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::Observer;
+use crate::event::{Observer, Progress};
 use crate::model::record::MemoryProof;
 use crate::store::atomic;
 use std::fs::File;
@@ -146,23 +146,69 @@ pub(crate) enum Unfed {
     Sink(Error),
 }
 
+/// Where an image goes.
+pub(crate) trait Sink: Write {
+    /// Writes bytes that never change, so that nobody needs a copy of them.
+    ///
+    /// # Errors
+    /// As [`Write::write_all`].
+    fn write_lasting(&mut self, bytes: &'static [u8]) -> io::Result<()>;
+}
+
+/// What the observer was told.
+struct Told<'a> {
+    done: u64,
+    total: u64,
+    observer: &'a dyn Observer,
+}
+
+impl<'a> Told<'a> {
+    fn new(total: u64, observer: &'a dyn Observer) -> Self {
+        Self {
+            done: 0,
+            total,
+            observer,
+        }
+    }
+
+    /// So many bytes more were written. It is told once for each chunk.
+    fn more(&mut self, length: usize) {
+        let before = self.done / CHUNK as u64;
+        self.done += length as u64;
+        if self.done / CHUNK as u64 > before {
+            self.observer.progress(Progress {
+                done: self.done,
+                total: self.total,
+                bytes: true,
+            });
+        }
+    }
+}
+
+/// Fewer zeros than this are copied with what is around them, in bytes.
+const LASTING_LEAST: usize = 16 << 12;
+
 impl Content {
     /// Writes what is left of it. The last bytes come only when all before has turned out to be what was written, so
-    /// that nobody can make a domain of a stream that is not.
+    /// that nobody can make a domain of a stream that is not. The observer hears how much of it is written.
     ///
     /// # Errors
     /// Whose fault it is.
-    pub(crate) fn feed(self, to: &mut impl Write) -> Result<(), Unfed> {
+    pub(crate) fn feed(self, to: &mut impl Sink, observer: &dyn Observer) -> Result<(), Unfed> {
         let sink = |error| Unfed::Sink(Error::io("hand out a memory image", error));
         // Whoever reads wakes up for each write, and a page is not worth that.
         let mut to = BufWriter::with_capacity(CHUNK, to);
         match self {
             Self::Plain(mut file) => {
                 let mut chunk = vec![0; CHUNK];
+                let mut told = Told::new(file.metadata().map_or(0, |it| it.len()), observer);
                 loop {
                     match file.read(&mut chunk) {
                         Ok(0) => break,
-                        Ok(length) => to.write_all(&chunk[..length]).map_err(sink)?,
+                        Ok(length) => {
+                            to.write_all(&chunk[..length]).map_err(sink)?;
+                            told.more(length);
+                        }
                         Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                         Err(error) => {
                             let error = Error::io("read a memory image", error);
@@ -173,19 +219,27 @@ impl Content {
             }
             Self::Packed(mut reader) => {
                 let mut held = Vec::new();
+                let mut told = Told::new(reader.left(), observer);
                 loop {
                     let left = reader.left();
                     let bytes = reader.next_bytes().map_err(Unfed::Image)?;
-                    if bytes.is_empty() {
+                    let length = bytes.len();
+                    if length == 0 {
                         break;
                     }
-                    if bytes.len() as u64 == left {
+                    if length as u64 == left {
                         held.extend_from_slice(bytes);
-                    } else {
+                    } else if length < LASTING_LEAST {
                         to.write_all(bytes).map_err(sink)?;
+                    } else if let Some(zeros) = reader.zeros() {
+                        to.flush().map_err(sink)?;
+                        to.get_mut().write_lasting(zeros).map_err(sink)?;
+                    } else {
+                        to.write_all(reader.next_bytes().map_err(Unfed::Image)?)
+                            .map_err(sink)?;
                     }
-                    let length = bytes.len();
                     reader.consume_bytes(length);
+                    told.more(length);
                 }
                 to.write_all(&held).map_err(sink)?;
                 reader.forget();

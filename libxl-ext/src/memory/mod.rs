@@ -13,7 +13,7 @@ mod write;
 
 pub(crate) use cache::forget;
 pub(crate) use header::{header, is_stock, read_header};
-pub(crate) use kept::{Content, Kept, Unfed};
+pub(crate) use kept::{Content, Kept, Sink, Unfed};
 #[cfg(test)]
 pub(crate) use stream::tests::{stream, stream_of};
 pub(crate) use stream::{PAGE, Pages, pages};

@@ -4,6 +4,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::{ImageFacts, ImageFormat};
 use crate::model::layer::Backing;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// No chain of images is longer; a circle ends here.
@@ -47,6 +48,33 @@ pub(crate) fn below(image: &Path, facts: &ImageFacts) -> Result<Option<Backing>>
         image: path.into(),
         format,
     }))
+}
+
+/// Adds an image and all below it, down to the bottom, to those that were found. What `facts` does not know of ends the way,
+/// and what was found until then stays.
+///
+/// # Errors
+/// What `facts` and [`below`] say; [`ErrorKind::Corrupt`] for images that stand on each other in a circle.
+pub(crate) fn follow(
+    disk: &Backing,
+    mut facts: impl FnMut(&Backing) -> Result<ImageFacts>,
+    found: &mut BTreeSet<PathBuf>,
+) -> Result<()> {
+    let mut next = Some(disk.clone());
+    for _ in 0..=DEPTH_MAX {
+        let Some(at) = next else { return Ok(()) };
+        found.insert(at.image.to_path_buf());
+        // A raw image stands on nothing, whatever its guest wrote to its beginning.
+        next = match at.format {
+            ImageFormat::Qcow2 => below(&at.image, &facts(&at)?)?,
+            ImageFormat::Raw => None,
+        };
+    }
+    let image = disk.image.display();
+    Err(Error::new(
+        ErrorKind::Corrupt,
+        format!("the images of {image} stand on each other in a circle"),
+    ))
 }
 
 /// Whether QEMU takes a name for that of something else than a file: `json:`, or a protocol in front of a colon.

@@ -1,6 +1,6 @@
 //! The images that we made: each stands on another one, which is not written to any more.
 
-use crate::model::disk::{DiskKind, DiskTarget, ImageFacts, ImageFormat, Stamp};
+use crate::model::disk::{DeviceDisk, DiskKind, DiskTarget, ImageFacts, ImageFormat, Stamp};
 use crate::model::record::{DiskProof, DomainRecord, RecordState, SnapshotRecord};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -65,6 +65,18 @@ impl Layer {
             vdev: self.vdev.clone(),
             image: backing.image.clone(),
             format: backing.format,
+        })
+    }
+}
+
+impl Backing {
+    /// The image that a device has, if it has one. One of a format that stands on nothing that we know counts as raw.
+    pub(crate) fn of_disk(disk: &DeviceDisk) -> Option<Self> {
+        let path = disk.pdev_path.as_deref().filter(|path| !path.is_empty())?;
+        let format = disk.format.as_deref().and_then(ImageFormat::of);
+        Some(Self {
+            image: Path::new(path).into(),
+            format: format.unwrap_or(ImageFormat::Raw),
         })
     }
 }
@@ -175,6 +187,26 @@ impl DomainRecord {
         let managed = self.managed.iter().flat_map(|managed| &managed.disks);
         let proofs = disks.chain(managed);
         proofs.map(|proof| &*proof.target.image).chain(layers)
+    }
+
+    /// The same with their formats, and the disks of the last pulls with what those stand on.
+    pub(crate) fn image_files(&self) -> impl Iterator<Item = Backing> {
+        let disks = self.snapshots.iter().flat_map(|snapshot| &snapshot.disks);
+        let managed = self.managed.iter().flat_map(|managed| &managed.disks);
+        let proofs = disks.chain(managed);
+        let layers = self.layers.iter().flat_map(|layer| {
+            let below = layer.backing.clone();
+            let own = Backing::from(&layer.target());
+            below.into_iter().chain([own, layer.base.clone()])
+        });
+        let pulls = self.pulls.iter().flat_map(|pull| {
+            let own = Backing::from(&pull.disk);
+            pull.onto.clone().into_iter().chain([own])
+        });
+        proofs
+            .map(|proof| Backing::from(&proof.target))
+            .chain(layers)
+            .chain(pulls)
     }
 
     /// The disks of all snapshots that are not being deleted.

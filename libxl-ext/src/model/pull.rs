@@ -40,6 +40,9 @@ pub struct Pull {
     /// Whether the images that nobody needs any more then are removed, also those that are not ours.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub release_base: bool,
+    /// The domain's other disks when it was asked for, which may stand on the same images; none where nobody knew them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beside: Option<Vec<Backing>>,
     /// Length of the disk, in bytes.
     pub size: u64,
     /// Up to which byte everything is there, as far as increments were asked for.
@@ -92,6 +95,26 @@ impl fmt::Display for PullState {
     }
 }
 
+/// A part of a disk, and which image of its chain it is read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Extent {
+    /// Where it begins, in bytes of the disk.
+    pub start: u64,
+    /// Its length in bytes.
+    pub length: u64,
+    /// The image, 0 for the disk itself; where none holds it, the one at which that was seen.
+    pub depth: usize,
+    /// Whether an image holds it; old versions of qemu-img do not say.
+    #[serde(default = "is_present")]
+    pub present: bool,
+    /// Whether it reads as zeros.
+    pub zero: bool,
+}
+
+fn is_present() -> bool {
+    true
+}
+
 /// What becomes of a pull if an image cannot be read or written, a full disk for one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -122,6 +145,30 @@ impl Pull {
             (true, 0) => CHUNK * SLICES,
             (true, bandwidth) => bandwidth.min(CHUNK * SLICES),
         }
+    }
+
+    /// The images that the disk consists of before it, as far as it is concerned with them.
+    pub(crate) fn chain(&self) -> Vec<Backing> {
+        let own = Backing::from(&self.disk);
+        let below = self.from.iter().chain(&self.onto).cloned();
+        [own].into_iter().chain(below).collect()
+    }
+
+    /// Whether a disk that is read as these parts say reads the same without the images that it was pulled out of.
+    pub(crate) fn has_all(&self, extents: &[Extent]) -> bool {
+        let from = self.from.len();
+        let is_same = |extent: &Extent| match (&self.onto, extent.depth) {
+            (_, 0) => true,
+            // What no image below holds is zeros without them too.
+            (None, _) => extent.zero,
+            // Beyond the end of the image that it then stands on.
+            (Some(_), depth) if depth == from => !extent.present && extent.zero,
+            (Some(_), depth) => depth > from,
+        };
+        let end = extents
+            .last()
+            .map_or(0, |it| it.start.saturating_add(it.length));
+        end >= self.size && extents.iter().all(is_same)
     }
 
     /// Whether a QEMU has, or may have, a job for it.
@@ -232,6 +279,7 @@ pub(crate) mod tests {
             bandwidth: 0,
             on_error: OnError::Fail,
             release_base: false,
+            beside: None,
             size: (64 << 20) + 512,
             position: 0,
             life: None,
@@ -292,6 +340,29 @@ pub(crate) mod tests {
         other.pulled(Path::new("/i/c"), None);
         let pulled = other.layer(Path::new("/i/c")).unwrap();
         assert_eq!((&pulled.backing, pulled.below_written), (&None, None));
+    }
+
+    #[test]
+    fn all_is_there_if_nothing_is_read_from_between() {
+        let mut one = pull("/i/a", &["/i/b", "/i/c"]);
+        let extent = |depth, present, zero| Extent {
+            start: 0,
+            length: (64 << 20) + 512,
+            depth,
+            present,
+            zero,
+        };
+        let has = |pull: &Pull, depth, present, zero| pull.has_all(&[extent(depth, present, zero)]);
+        assert!(has(&one, 0, true, false) && has(&one, 2, false, true));
+        assert!(!has(&one, 1, true, false) && !has(&one, 2, true, false));
+        assert!(has(&one, 1, true, true), "zeros are zeros");
+        one.onto = Some(backing("/i/d"));
+        assert!(has(&one, 3, true, false) && has(&one, 4, false, true));
+        assert!(has(&one, 2, false, true), "the base is shorter");
+        assert!(!has(&one, 1, false, true) && !has(&one, 2, true, true));
+        let mut short = extent(0, true, false);
+        short.length -= 1;
+        assert!(!one.has_all(&[short]) && !one.has_all(&[]));
     }
 
     #[test]

@@ -59,6 +59,10 @@ pub struct ManagedImage {
     pub memory: Option<MemoryProof>,
     /// The writable disks, each with its last write.
     pub disks: Vec<DiskProof>,
+    /// When the domain was seen to run after it had been saved, in the same: somebody started it by other means, and it
+    /// is void, whatever the disks say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen_running: Option<u64>,
 }
 
 impl DomainRecord {

@@ -272,7 +272,10 @@ impl Chains {
     pub(super) fn pull(&mut self, step: &PullStep) -> Result<(), &'static str> {
         let pull = step.pull();
         let disk = &*pull.disk.image;
-        let is_work = !matches!(step, PullStep::Hold { .. } | PullStep::End { .. });
+        let is_work = !matches!(
+            step,
+            PullStep::Hold { .. } | PullStep::GoOn { .. } | PullStep::End { .. }
+        );
         require(!is_work || !pull.from.is_empty(), "pulls out of nothing")?;
         require(
             !is_work || !self.record.is_frozen(disk),

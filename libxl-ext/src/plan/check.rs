@@ -1,15 +1,18 @@
 //! What every plan must satisfy, whichever planner wrote it. A plan that breaks a rule is a bug of the
 //! planner and is refused before anything is touched.
 
+mod commit;
+mod deletion;
+
 use super::chains::Chains;
-use super::{Memory, Operation, Plan, PullStep, Step, StoreChange};
+use super::{Memory, Operation, Plan, PullStep, Step};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::{DiskKind, DiskTarget};
 use crate::model::domain::DomainState;
 use crate::model::layer::{Into, Layer};
 use crate::model::name::SnapshotId;
-use crate::model::record::SnapshotRecord;
 use crate::observe::Inventory;
+use deletion::{Remains, bound_images};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -147,22 +150,6 @@ struct Checker<'a> {
     monitor_held: bool,
     committed: bool,
     operation: Operation,
-}
-
-/// What is there of a snapshot that is being deleted.
-struct Remains {
-    /// Images that hold its disk state.
-    images: BTreeSet<Box<Path>>,
-    /// Its directory in the store.
-    directory: bool,
-    /// Its memory image outside of that.
-    memory_file: bool,
-}
-
-impl Remains {
-    fn is_nothing(&self) -> bool {
-        self.images.is_empty() && !self.directory && !self.memory_file
-    }
 }
 
 impl Checker<'_> {
@@ -379,101 +366,7 @@ impl Checker<'_> {
                 )?;
                 self.domain = Domain::Started;
             }
-            Step::Commit { change } => {
-                require(
-                    self.domain != Domain::Suspended,
-                    "commits while the guest stands still",
-                )?;
-                require(
-                    self.domain != Domain::Destroyed || self.turns_off(change),
-                    "commits without a domain in its place",
-                )?;
-                self.committed = true;
-                match change {
-                    StoreChange::Add { record, layers } => {
-                        require(
-                            self.sealed.contains(&record.id),
-                            "records what is not durable",
-                        )?;
-                        require(
-                            !record.is_disk_only() || self.domain.is_gone(),
-                            "records the disks alone of a guest that writes to them",
-                        )?;
-                        require(
-                            record.disks.iter().all(|proof| {
-                                let image = &proof.target.image;
-                                match proof.kind {
-                                    DiskKind::Internal => {
-                                        self.covered.contains(&(record.id, image.clone()))
-                                    }
-                                    DiskKind::External => self.chains.is_left(image),
-                                }
-                            }),
-                            "records a disk that was not snapshotted",
-                        )?;
-                        self.referred.insert(record.id);
-                        let disks: Vec<_> = layers.iter().map(Layer::target).collect();
-                        self.chains.commit(Some(record), layers, &disks)?;
-                    }
-                    StoreChange::MarkDeleting { ids, .. } => {
-                        ids.iter().try_for_each(|id| self.mark(*id))?;
-                    }
-                    StoreChange::Remove { ids, left_over, .. } => {
-                        for left in left_over {
-                            if let Some(remains) = self.marked.get_mut(&left.id) {
-                                remains.images.remove(&left.target.image);
-                            }
-                        }
-                        ids.iter().try_for_each(|id| self.remove(*id))?;
-                    }
-                    StoreChange::SetCurrent {
-                        id, layers, disks, ..
-                    } => {
-                        require(
-                            self.referred.contains(id),
-                            "makes an unknown snapshot current",
-                        )?;
-                        self.require_disks_of(*id, layers)?;
-                        self.chains.commit(None, layers, disks)?;
-                    }
-                    StoreChange::Stopped => {}
-                    StoreChange::KeepManaged { image } => {
-                        require(
-                            self.sealed.contains(&image.id),
-                            "records what is not durable",
-                        )?;
-                        let mut disks = image.disks.iter();
-                        require(
-                            disks.all(|proof| self.stamped.contains(&proof.target.image)),
-                            "binds memory to disks of which nobody knows whether they change",
-                        )?;
-                        let former = self.managed.replace(image.id);
-                        self.dropped.extend(former);
-                    }
-                    StoreChange::DropManaged { id } => {
-                        require(
-                            self.managed == Some(*id),
-                            "drops what is no saved state of the domain",
-                        )?;
-                        require(
-                            self.domain == Domain::Started
-                                || self.operation == Operation::ManagedSaveRemove,
-                            "drops the state of a guest that does not run",
-                        )?;
-                        self.managed = None;
-                        self.dropped.insert(*id);
-                    }
-                    StoreChange::Edit { id, .. } | StoreChange::Contents { id, .. } => {
-                        require(self.referred.contains(id), "speaks of an unknown snapshot")?;
-                    }
-                    StoreChange::Merging { merge } => self.chains.begin(merge)?,
-                    StoreChange::Merged { merge } => {
-                        self.chains.merged(merge)?;
-                    }
-                    StoreChange::ForgetLayers { images } => self.chains.forget(images)?,
-                    StoreChange::Pull { of } => self.chains.pull_changed(of)?,
-                }
-            }
+            Step::Commit { change } => self.commit(change)?,
             Step::DeleteTags { id, disks } => {
                 self.may_delete(*id)?;
                 if let Some(remains) = self.marked.get_mut(id) {
@@ -554,103 +447,10 @@ impl Checker<'_> {
         )
     }
 
-    /// Whether a domain that is gone is to stay so: the present state comes from a snapshot of the disks alone.
-    fn turns_off(&self, change: &StoreChange) -> bool {
-        match change {
-            StoreChange::SetCurrent { id, .. } => self.is_disk_only(*id),
-            StoreChange::KeepManaged { .. } => true,
-            // What is tidied up behind the first commit.
-            _ => self.committed,
-        }
-    }
-
-    fn is_disk_only(&self, id: SnapshotId) -> bool {
-        let record = self.inventory.record.get(id);
-        record.is_some_and(SnapshotRecord::is_disk_only)
-    }
-
-    /// No restore looks after the disks of a snapshot of the disks alone.
-    fn require_disks_of(&self, id: SnapshotId, layers: &[Layer]) -> Result<(), &'static str> {
-        if !self.is_disk_only(id) {
-            return Ok(());
-        }
-        require(
-            self.domain.is_gone(),
-            "turns disks back under a domain that has them open",
-        )?;
-        self.require_off()?;
-        require(
-            self.proven.contains(&id),
-            "goes back to a snapshot that was not proven whole",
-        )?;
-        let record = self.inventory.record.get(id);
-        let mut disks = record.into_iter().flat_map(|record| &record.disks);
-        require(
-            disks.all(|proof| {
-                let image = &proof.target.image;
-                let applied = self.applied.contains(&(id, image.clone()));
-                (proof.kind == DiskKind::Internal && applied)
-                    || self.chains.one_begins_with(layers, image)
-            }),
-            "goes back to a snapshot and leaves a disk as it is",
-        )
-    }
-
     /// The domain that was found could not go on.
     fn has_ended(&self) -> bool {
         let state = self.inventory.live.as_ref().map(|live| live.state);
         matches!(state, Some(DomainState::Crashed | DomainState::Shutdown))
-    }
-
-    fn mark(&mut self, id: SnapshotId) -> Result<(), &'static str> {
-        require(
-            self.referred.remove(&id),
-            "marks what is no snapshot of the domain",
-        )?;
-        let images = &self.inventory.images;
-        let remains = Remains {
-            images: self
-                .bound
-                .iter()
-                .filter(|(bound, image)| {
-                    *bound == id && matches!(images.get(&**image), Some(Some(_)))
-                })
-                .map(|(_, image)| image.clone())
-                .collect(),
-            directory: true,
-            memory_file: self
-                .inventory
-                .record
-                .get(id)
-                .is_some_and(|record| record.snapshot.memory_file.is_some()),
-        };
-        self.marked.insert(id, remains);
-        self.chains.mark_deleting(id);
-        Ok(())
-    }
-
-    fn may_delete(&self, id: SnapshotId) -> Result<(), &'static str> {
-        require(self.committed, "deletes before the point of no return")?;
-        require(
-            !self.referred.contains(&id),
-            "deletes what a snapshot refers to",
-        )?;
-        let mut children = self.inventory.record.children(Some(id));
-        require(
-            children.all(|child| self.marked.get(&child.id).is_none_or(Remains::is_nothing)),
-            "deletes a snapshot before those below it",
-        )
-    }
-
-    fn remove(&mut self, id: SnapshotId) -> Result<(), &'static str> {
-        let remains = self
-            .marked
-            .remove(&id)
-            .ok_or("forgets a snapshot whose deletion was not recorded")?;
-        require(
-            remains.is_nothing(),
-            "forgets a snapshot of which something is left",
-        )
     }
 
     fn make(&mut self, layer: &Layer, from: Option<&Path>) -> Result<(), &'static str> {
@@ -669,14 +469,6 @@ impl Checker<'_> {
         self.covered
             .extend(disks.iter().map(|disk| (id, disk.image.clone())));
     }
-}
-
-fn bound_images(record: &SnapshotRecord) -> impl Iterator<Item = (SnapshotId, Box<Path>)> {
-    record
-        .disks
-        .iter()
-        .filter(|proof| proof.kind == DiskKind::Internal)
-        .map(|proof| (record.id, proof.target.image.clone()))
 }
 
 pub(super) fn require(holds: bool, otherwise: &'static str) -> Result<(), &'static str> {

@@ -95,6 +95,7 @@ pub(super) fn save(
         at_boot: request.at_boot,
         memory: None,
         disks: disks.iter().map(unstamped).collect(),
+        seen_running: None,
     };
     plan.steps.push(Step::CreateDirectory { id });
     plan.steps
@@ -294,6 +295,9 @@ fn require_as_saved(inventory: &Inventory, image: &ManagedImage) -> Result<()> {
         )
         .hint(WAY_OUT)
     };
+    if image.seen_running.is_some() {
+        return Err(stale("it ran after that, started by other means".into()));
+    }
     let expected = image.memory.as_ref().map(MemoryProof::image_bytes);
     match inventory.memory.get(&image.id) {
         None => return Err(stale("the memory image is missing".into())),
@@ -304,13 +308,26 @@ fn require_as_saved(inventory: &Inventory, image: &ManagedImage) -> Result<()> {
     }
     for DiskProof { target, stamp, .. } in &image.disks {
         let (path, vdev) = (target.image.display(), &target.vdev);
-        let facts = inventory.images.get(&*target.image);
-        let Some(facts) = facts.and_then(Option::as_ref) else {
-            return Err(stale(format!("{path} ({vdev}) is missing")));
+        let seen = |image: &Path| inventory.images.get(image).and_then(Option::as_ref);
+        let Some(facts) = seen(&target.image) else {
+            let why = inventory.unreadable.get(&*target.image);
+            let what = why.map_or_else(
+                || "is missing".into(),
+                |why| format!("cannot be read: {why}"),
+            );
+            let error = stale(format!("{path} ({vdev}) {what}"));
+            return Err(error.hint(format!(
+                "is its file system mounted? If not, mount it; {WAY_OUT}"
+            )));
         };
         if stamp.is_some_and(|stamp| stamp != facts.written) {
             return Err(stale(format!("{path} ({vdev}) was written to since")));
         }
+        // The disk may be a layer, and the configuration file name what it stands on.
+        inventory
+            .record
+            .require_chain(target, seen)
+            .map_err(|error| stale(format!("{vdev} is not what it was")).because(error))?;
     }
     Ok(())
 }

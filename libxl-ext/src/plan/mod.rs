@@ -21,6 +21,7 @@ mod revert;
 mod step;
 #[cfg(test)]
 mod tests;
+mod undo;
 mod ways_back;
 mod words;
 
@@ -31,8 +32,8 @@ pub use delete::{DeleteRequest, DeleteScope, delete};
 pub use disks::{DiskChoice, Take};
 pub(crate) use edit::keep_contents;
 pub use edit::{EditRequest, edit};
-pub(crate) use managed_save::stale;
 pub use managed_save::{ManagedSaveRequest, ManagedStartRequest};
+pub(crate) use managed_save::{WAY_OUT, stale};
 pub use pull::{Increment, PullChange, PullRequest, PullStep};
 pub(crate) use pull::{PullEnd, end as end_pull};
 pub use revert::{RevertRequest, revert};
@@ -295,6 +296,14 @@ impl Plan {
             _ => None,
         });
         marked.unwrap_or_default()
+    }
+
+    /// The pull that it begins, or goes on with.
+    pub(crate) fn pulled(&self) -> Option<&Pull> {
+        self.steps.iter().find_map(|step| match step {
+            Step::Pull { step } => Some(step.pull()),
+            _ => None,
+        })
     }
 
     /// The pull for which it copies to the disk of a domain that is off.

@@ -1,13 +1,31 @@
 //! Handing a memory image to whoever makes a domain of it, through a pipe: nothing is unpacked to a file.
 
 use crate::error::{Error, Result};
-use crate::memory::{Content, Unfed};
-use std::fs::File;
-use std::io::Write;
+use crate::event::Observer;
+use crate::memory::{Content, Sink, Unfed};
+use rustix::pipe::{IoSliceRaw, SpliceFlags, vmsplice};
+use std::io::{self, PipeWriter, Write};
 use std::os::fd::OwnedFd;
 
 /// How much the pipe holds, in bytes.
 const PIPE: usize = 1 << 20;
+
+impl Sink for PipeWriter {
+    fn write_lasting(&mut self, bytes: &'static [u8]) -> io::Result<()> {
+        let mut left = bytes;
+        while !left.is_empty() {
+            let slice = [IoSliceRaw::from_slice(left)];
+            // SAFETY: it is the end that is written to, so nothing is written to the bytes; they are not given away.
+            match unsafe { vmsplice(&*self, &slice, SpliceFlags::empty()) } {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(length) => left = &left[length..],
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
 
 /// Has `restore` read what `head` and `content` are together. The other end is written by a thread of ours. If an image
 /// turns out not to be what was written, the stream is cut short, which no restore takes for a whole one, and the
@@ -16,6 +34,7 @@ pub(super) fn fed<T>(
     head: &[u8],
     content: Content,
     what: &str,
+    observer: &dyn Observer,
     restore: impl FnOnce(OwnedFd) -> Result<T>,
 ) -> Result<T> {
     let (reader, writer) = std::io::pipe().map_err(|error| Error::io(what, error))?;
@@ -23,10 +42,10 @@ pub(super) fn fed<T>(
     let _ = rustix::pipe::fcntl_setpipe_size(&writer, PIPE);
     std::thread::scope(|scope| {
         let feeder = scope.spawn(move || {
-            let mut to = File::from(OwnedFd::from(writer));
+            let mut to = writer;
             to.write_all(head)
                 .map_err(|error| Unfed::Sink(Error::io("hand out a memory image", error)))?;
-            content.feed(&mut to)
+            content.feed(&mut to, observer)
         });
         let restored = restore(reader.into());
         let fed = feeder.join().unwrap_or_else(|_| {
@@ -50,6 +69,7 @@ mod tests {
     use crate::event::Unobserved;
     use crate::memory::{Kept, header, packed, stream};
     use crate::model::name::SnapshotId;
+    use std::fs::File;
     use std::io::Read;
 
     fn packed(directory: &std::path::Path) -> (Kept, Vec<u8>) {
@@ -86,7 +106,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (kept, bytes) = packed(directory.path());
         let whole = || {
-            fed(b"", kept.open()?, "restore it", |from| {
+            fed(b"", kept.open()?, "restore it", &Unobserved, |from| {
                 restore(from, bytes.len())
             })
         };
@@ -118,7 +138,8 @@ mod tests {
     fn a_restore_that_fails_has_the_first_word() {
         let directory = tempfile::tempdir().unwrap();
         let (kept, _) = packed(directory.path());
-        let result: Result<()> = fed(b"", kept.open().unwrap(), "restore it", |from| {
+        let content = kept.open().unwrap();
+        let result: Result<()> = fed(b"", content, "restore it", &Unobserved, |from| {
             drop(from);
             Err(Error::new(ErrorKind::Toolstack, "no memory, says xl"))
         });

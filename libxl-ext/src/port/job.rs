@@ -1,12 +1,13 @@
 //! Jobs of QEMU's block layer: started under a name that is the image's own, so that whoever comes later,
 //! after a crash too, finds the one that is there.
 
-use super::qmp::short;
+use super::qmp::{RUN_DIRECTORY, short};
 use super::qmp_wire::{Command, Monitor};
 use crate::error::{Error, ErrorKind, Result};
+use crate::store::atomic;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Name of a job.
 #[derive(Clone, Debug, Serialize)]
@@ -178,9 +179,54 @@ pub(super) struct Pace {
 /// What the names of our jobs begin with, those of pulls too.
 const PREFIX: &str = "xl-ext-";
 
+/// What those of pulls begin with.
+const PULL_PREFIX: &str = "xl-ext-pull-";
+
+/// Why pulls failed of which QEMU had to forget the jobs before anybody had recorded it: a file for each, which does not
+/// outlive the host, as the jobs do not.
+pub(super) struct Forgotten<'a>(&'a str);
+
+impl Forgotten<'static> {
+    /// Of this host.
+    pub(super) const HERE: Self = Self(RUN_DIRECTORY);
+}
+
+impl Forgotten<'_> {
+    fn path(&self, id: &Id) -> PathBuf {
+        Path::new(self.0).join(format!("{}.failed", id.0))
+    }
+
+    fn keep(&self, id: &Id, why: &str) -> Result<()> {
+        atomic::replace(&self.path(id), why.as_bytes())
+    }
+
+    /// Why a pull failed, if that is kept.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if it cannot be read.
+    pub(super) fn find(&self, id: &Id) -> Result<Option<String>> {
+        let why = atomic::read_own(&self.path(id))?;
+        Ok(why.map(|why| String::from_utf8_lossy(&why).into_owned()))
+    }
+
+    /// It is recorded, or another one begins.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if it cannot be removed.
+    pub(super) fn remove(&self, id: &Id) -> Result<()> {
+        let path = self.path(id);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io(format!("remove {}", path.display()), error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Removes jobs of ours that failed from QEMU's list. QEMU 7.2 dies of `query-named-block-nodes` while a `block-stream`
 /// that failed is in it, as after a command that was killed meanwhile. Whoever waits for the job sees by the images that it
-/// has not done its work.
+/// has not done its work; why a pull failed is kept ([`Forgotten`]).
 ///
 /// # Errors
 /// If QEMU refuses.
@@ -189,6 +235,12 @@ pub(super) fn dismiss_failed(monitor: &mut Monitor) -> Result<()> {
     for job in jobs.into_iter().filter(JobInfo::is_ours_and_failed) {
         let id = Id(job.id);
         tracing::warn!("QEMU's job {} failed: {:?}", id.0, job.error);
+        // QEMU may die of one that stays: that matters more than why it failed.
+        if let Some(why) = job.error.filter(|_| id.is_pull())
+            && let Err(error) = Forgotten::HERE.keep(&id, &why)
+        {
+            tracing::warn!("{}", error.report());
+        }
         id.dismiss(monitor)?;
     }
     Ok(())
@@ -208,7 +260,11 @@ impl Id {
 
     /// The job that pulls into an image.
     pub(super) fn of_pull(image: &Path) -> Self {
-        Self(format!("{PREFIX}pull-{}", short(image)))
+        Self(format!("{PULL_PREFIX}{}", short(image)))
+    }
+
+    fn is_pull(&self) -> bool {
+        self.0.starts_with(PULL_PREFIX)
     }
 
     /// How fast it may be, and what stands in its way, if it has not ended.
@@ -288,6 +344,23 @@ mod tests {
         let statuses: Vec<_> = jobs.iter().map(|job| job.status).collect();
         assert_eq!(statuses, [Status::Ready, Status::Busy, Status::Concluded]);
         assert!(jobs[2].error.is_some());
+    }
+
+    #[test]
+    fn why_a_pull_failed_outlives_its_job_until_it_is_recorded() {
+        let directory = tempfile::tempdir().unwrap();
+        let kept = Forgotten(directory.path().to_str().unwrap());
+        let [one, other] = ["/i/a", "/i/b"].map(|image| Id::of_pull(Path::new(image)));
+        assert!(one.is_pull() && !Id::of(Path::new("/i/a")).is_pull());
+        kept.remove(&one).unwrap();
+        assert_eq!(kept.find(&one).unwrap(), None);
+        kept.keep(&one, "Input/output error").unwrap();
+        kept.keep(&one, "No space left on device").unwrap();
+        let why = kept.find(&one).unwrap();
+        assert_eq!(why.as_deref(), Some("No space left on device"));
+        assert_eq!(kept.find(&other).unwrap(), None);
+        kept.remove(&one).unwrap();
+        assert_eq!(kept.find(&one).unwrap(), None);
     }
 
     #[test]

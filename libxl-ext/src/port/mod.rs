@@ -47,7 +47,7 @@ use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, Stamp};
 use crate::model::domain::{DomainLife, DomainState, GuestType, Keeper};
 use crate::model::layer::{Backing, Layer};
 use crate::model::process::ProcessId;
-use crate::model::pull::Pull;
+use crate::model::pull::{Extent, Pull};
 use crate::plan::{Merge, Switch};
 use serde_json::Value;
 use std::os::fd::BorrowedFd;
@@ -334,12 +334,17 @@ pub trait Pulls {
     /// If QEMU cannot be reached, or refuses.
     fn tell(&self, by: &Worker, image: &Path, word: Word) -> Result<()>;
 
-    /// Lets a job that has copied everything do its last act, once what it copied is on the disk, and closes the images
-    /// that the disk does not need any more. Doing it again is no error.
+    /// Lets a job that has copied everything do its last act, and closes the images that the disk does not need any more.
+    /// Between QEMU's flush and that act, `is_all_there` has to find everything on the disk. Doing it again is no error.
     ///
     /// # Errors
-    /// If QEMU cannot be reached, or the image says something else afterwards.
-    fn complete(&self, life: DomainLife, pull: &Pull) -> Result<()>;
+    /// Those of `is_all_there`; if QEMU cannot be reached, or the image says something else afterwards.
+    fn complete(
+        &self,
+        life: DomainLife,
+        pull: &Pull,
+        is_all_there: &dyn Fn() -> Result<()>,
+    ) -> Result<()>;
 
     /// Opens a chain of images that nobody has open, the one that is written to first, for a worker of the directory.
     ///
@@ -455,11 +460,32 @@ pub trait Images {
     /// When an image was last written to; none where there is no file.
     fn last_write(&self, image: &Path) -> Option<SystemTime>;
 
+    /// Which image of a chain each part of a disk is read from, from its beginning to its end. They may be in use.
+    ///
+    /// # Errors
+    /// If one is missing or damaged.
+    fn extents(&self, chain: &[Backing]) -> Result<Vec<Extent>>;
+
+    /// Opens an image, so that what others fail to write from then on does not go unheard.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    fn open_to_sync(&self, image: &Path) -> Result<Box<dyn Durable>>;
+
     /// Waits until what was written to an image is on the disk, with the time of its last write.
     ///
     /// # Errors
     /// If it did not get there.
     fn make_durable(&self, image: &Path) -> Result<()>;
+}
+
+/// An image that others write to.
+pub trait Durable {
+    /// Waits until what they wrote is on the disk.
+    ///
+    /// # Errors
+    /// If something did not get there since it was opened.
+    fn sync(&self) -> Result<()>;
 }
 
 /// The processes that act on what the guests do.
@@ -487,11 +513,18 @@ pub trait Monitors {
 /// Whoever makes a domain out of a memory image.
 pub trait Restorer {
     /// Restores the domain and leaves it paused: it has not run yet. `keeper` acts on what it does later.
-    /// Its disks are as the image says, but for `switches`.
+    /// Its disks are as the image says, but for `switches`. `observer` hears how much of the image has been taken,
+    /// unless it is a plain file that whoever restores opens itself.
     ///
     /// # Errors
     /// If the restore fails; a half-built domain may be left.
-    fn restore_paused(&self, memory: &Kept, keeper: Keeper, switches: &[Switch]) -> Result<()>;
+    fn restore_paused(
+        &self,
+        memory: &Kept,
+        keeper: Keeper,
+        switches: &[Switch],
+        observer: &dyn Observer,
+    ) -> Result<()>;
 }
 
 /// The runtime state that other tools can watch, below `/libxl/<domid>/ext`.

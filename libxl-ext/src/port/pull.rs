@@ -4,7 +4,7 @@
 //! killed in that instant leaves an image that stands on nothing and lacks what was below it. So a job of ours waits
 //! before its last act (`auto-finalize` off), and is told to do that after a flush.
 
-use super::job::{self, OnIoError, Status};
+use super::job::{self, Forgotten, OnIoError, Status};
 use super::qmp::{
     LONGEST_PAUSE, Locked, QemuMonitors, RUN_DIRECTORY, SHORTEST_PAUSE, node_of, require_open_once,
     short,
@@ -34,6 +34,7 @@ impl Pulls for QemuMonitors {
         require_open_once(&nodes, &pull.disk.image)?;
         let top = node_of(&nodes, &pull.disk)?;
         let id = job::Id::of_pull(&pull.disk.image);
+        Forgotten::HERE.remove(&id)?;
         let speed = pull.first_speed();
         let start = |qemu: &mut Locked, base_node: Option<&str>| {
             qemu.monitor.run(&job::BlockStream {
@@ -76,7 +77,10 @@ impl Pulls for QemuMonitors {
         let mut qemu = connect(by)?;
         let id = job::Id::of_pull(image);
         let Some(job) = id.look(&mut qemu.monitor)? else {
-            return Ok(());
+            return match word {
+                Word::Dismiss => Forgotten::HERE.remove(&id),
+                _ => Ok(()),
+            };
         };
         let said = say(&mut qemu, &id, word, job.status);
         // It may have gone on between the look and the word.
@@ -94,13 +98,20 @@ impl Pulls for QemuMonitors {
         said
     }
 
-    fn complete(&self, life: DomainLife, pull: &Pull) -> Result<()> {
+    fn complete(
+        &self,
+        life: DomainLife,
+        pull: &Pull,
+        is_all_there: &dyn Fn() -> Result<()>,
+    ) -> Result<()> {
         let mut qemu = Locked::connect(life)?;
         let id = job::Id::of_pull(&pull.disk.image);
         if let Some(job) = id.look(&mut qemu.monitor)? {
             if job.status == Status::Pending {
                 let nodes = qemu.nodes()?;
+                // QEMU 7.2 answers the same if this fails.
                 qemu.flush_node(node_of(&nodes, &pull.disk)?)?;
+                is_all_there()?;
                 qemu.monitor.run(&job::JobFinalize { id: &id })?;
                 wait_for_end(&mut qemu, &id)?;
             }
@@ -150,9 +161,27 @@ fn nodes_of<'a>(nodes: &'a [BlockNode], image: &'a Backing) -> impl Iterator<Ite
     nodes.iter().filter(is_it)
 }
 
+/// One that QEMU had to forget, and why it had ended.
+fn forgotten(why: String) -> PullJob {
+    PullJob {
+        state: ended(Some(&why)),
+        done: 0,
+        total: 0,
+        speed: 0,
+        error: Some(why),
+    }
+}
+
+fn ended(why: Option<&str>) -> PullJobState {
+    match why {
+        Some(CANCELLED) => PullJobState::Cancelled,
+        _ => PullJobState::Ended,
+    }
+}
+
 fn look(qemu: &mut Locked, id: &job::Id) -> Result<Option<PullJob>> {
     let Some(job) = id.look(&mut qemu.monitor)? else {
-        return Ok(None);
+        return Ok(Forgotten::HERE.find(id)?.map(forgotten));
     };
     let mut found = PullJob {
         state: PullJobState::Running,
@@ -163,12 +192,7 @@ fn look(qemu: &mut Locked, id: &job::Id) -> Result<Option<PullJob>> {
     };
     match job.status {
         Status::Concluded => {
-            let is_cancelled = found.error.as_deref() == Some(CANCELLED);
-            found.state = if is_cancelled {
-                PullJobState::Cancelled
-            } else {
-                PullJobState::Ended
-            };
+            found.state = ended(found.error.as_deref());
             return Ok(Some(found));
         }
         Status::Pending => found.state = PullJobState::Copied,
@@ -243,4 +267,17 @@ fn wait(mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pull_that_was_ended_is_known_as_such_also_when_qemu_had_to_forget_it() {
+        assert_eq!(forgotten(CANCELLED.into()).state, PullJobState::Cancelled);
+        let full = forgotten("No space left on device".into());
+        assert_eq!(full.state, PullJobState::Ended);
+        assert!(full.error.is_some());
+    }
 }

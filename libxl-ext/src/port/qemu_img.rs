@@ -2,10 +2,11 @@
 
 use super::nbd::Nbd;
 use super::subprocess::{self, Death};
-use super::{DiskContent, Images, proc, stamp};
+use super::{DiskContent, Durable, Images, proc, stamp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat, InternalSnapshot, Stamp};
 use crate::model::layer::{Backing, Layer};
+use crate::model::pull::Extent;
 use crate::store::{absent_is_fine, atomic};
 use serde::Deserialize;
 use std::ffi::{OsStr, OsString};
@@ -217,6 +218,20 @@ impl Images for QemuImg {
         Ok(Box::new(Nbd::open(chain_options(chain), tag, what)?))
     }
 
+    fn extents(&self, chain: &[Backing]) -> Result<Vec<Extent>> {
+        let top = chain.first().map(|top| top.image.display().to_string());
+        let what = format!("look which image holds what of {}", top.unwrap_or_default());
+        let arguments = ["map", "--output=json", "--image-opts"].map(OsString::from);
+        let output = qemu_img(arguments.into_iter().chain([chain_options(chain)]), &what)?;
+        extents_in(&output).map_err(|error| error.while_doing(what))
+    }
+
+    fn open_to_sync(&self, image: &Path) -> Result<Box<dyn Durable>> {
+        let file = std::fs::File::open(image)
+            .map_err(|error| Error::io(format!("open {}", image.display()), error))?;
+        Ok(Box::new(OpenImage(file, image.into())))
+    }
+
     fn last_write(&self, image: &Path) -> Option<SystemTime> {
         std::fs::metadata(image)
             .and_then(|file| file.modified())
@@ -230,6 +245,33 @@ impl Images for QemuImg {
             .map_err(|error| Error::io(format!("fsync {}", image.display()), error))?;
         atomic::sync_parent(image)
     }
+}
+
+/// An image with its path.
+struct OpenImage(std::fs::File, Box<Path>);
+
+impl Durable for OpenImage {
+    fn sync(&self) -> Result<()> {
+        self.0
+            .sync_all()
+            .map_err(|error| Error::io(format!("fsync {}", self.1.display()), error))
+    }
+}
+
+/// What `qemu-img map --output=json` says, which leaves no gap.
+fn extents_in(output: &[u8]) -> Result<Vec<Extent>> {
+    let odd = |why: &str| Error::new(ErrorKind::Toolstack, format!("qemu-img map {why}"));
+    let extents: Vec<Extent> = serde_json::from_slice(output)
+        .map_err(|error| odd("says what cannot be read").because(error))?;
+    let mut end = 0_u64;
+    for extent in &extents {
+        if extent.start != end || extent.length == 0 {
+            return Err(odd(&format!("says nothing of what begins at byte {end}")));
+        }
+        let next = end.checked_add(extent.length);
+        end = next.ok_or_else(|| odd("speaks of more than there can be"))?;
+    }
+    Ok(extents)
 }
 
 fn rebase(layer: &Layer, onto: Option<&Backing>, copy: bool, what: &str) -> Result<()> {

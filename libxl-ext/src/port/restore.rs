@@ -4,6 +4,7 @@ use super::feed::fed;
 use super::libxl::Libxl;
 use super::{Restorer, xl};
 use crate::error::{Error, Result};
+use crate::event::Observer;
 use crate::memory::{Content, Kept, read_header};
 use crate::model::configuration::redirect;
 use crate::model::domain::Keeper;
@@ -14,16 +15,22 @@ use std::os::fd::{AsFd, BorrowedFd};
 pub struct Restore;
 
 impl Restorer for Restore {
-    fn restore_paused(&self, memory: &Kept, keeper: Keeper, switches: &[Switch]) -> Result<()> {
+    fn restore_paused(
+        &self,
+        memory: &Kept,
+        keeper: Keeper,
+        switches: &[Switch],
+        observer: &dyn Observer,
+    ) -> Result<()> {
         match keeper {
-            Keeper::Xl => xl::restore_paused(memory, switches),
-            Keeper::Caller => restore_paused(memory, switches),
+            Keeper::Xl => xl::restore_paused(memory, switches, observer),
+            Keeper::Caller => restore_paused(memory, switches, observer),
         }
     }
 }
 
 /// By libxl, in a context of its own. No process is left behind.
-fn restore_paused(memory: &Kept, switches: &[Switch]) -> Result<()> {
+fn restore_paused(memory: &Kept, switches: &[Switch], observer: &dyn Observer) -> Result<()> {
     let what = format!("restore {}", memory.image.display());
     let failed = |error: Error| error.while_doing(&what);
     let mut content = memory.open().map_err(failed)?;
@@ -37,6 +44,8 @@ fn restore_paused(memory: &Kept, switches: &[Switch]) -> Result<()> {
     };
     match content {
         Content::Plain(file) => restore(file.as_fd()),
-        packed @ Content::Packed(_) => fed(b"", packed, &what, |from| restore(from.as_fd())),
+        packed @ Content::Packed(_) => {
+            fed(b"", packed, &what, observer, |from| restore(from.as_fd()))
+        }
     }
 }

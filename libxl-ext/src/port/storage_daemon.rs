@@ -82,6 +82,9 @@ impl StorageDaemon {
                         return Err(error);
                     }
                     if Instant::now() >= deadline {
+                        // It has the image open, and would for as long as we live.
+                        let _ = daemon.child.kill();
+                        let _ = daemon.child.wait();
                         return Err(Error::io(&what, error));
                     }
                     std::thread::sleep(Duration::from_millis(20));

@@ -6,6 +6,7 @@
 use super::feed::fed;
 use super::subprocess::{self, Death};
 use crate::error::{Error, Result};
+use crate::event::Observer;
 use crate::memory::{Content, Kept, header, read_header};
 use crate::model::configuration::redirect;
 use crate::plan::Switch;
@@ -13,7 +14,11 @@ use std::ffi::OsStr;
 use std::process::{Command, Stdio};
 
 /// Restores the domain by the `xl` on the path, and leaves it paused.
-pub(super) fn restore_paused(memory: &Kept, switches: &[Switch]) -> Result<()> {
+pub(super) fn restore_paused(
+    memory: &Kept,
+    switches: &[Switch],
+    observer: &dyn Observer,
+) -> Result<()> {
     let what = format!("restore {}", memory.image.display());
     let failed = |error: Error| error.while_doing(&what);
     let mut content = memory.open().map_err(failed)?;
@@ -27,7 +32,7 @@ pub(super) fn restore_paused(memory: &Kept, switches: &[Switch]) -> Result<()> {
         let configuration = read_header(&mut content).map_err(failed)?;
         head = header(&redirect(&configuration, switches).map_err(failed)?)?;
     }
-    fed(&head, content, &what, |from| {
+    fed(&head, content, &what, observer, |from| {
         restore(OsStr::new("/dev/stdin"), from.into(), &what)
     })
 }

@@ -4,10 +4,11 @@ use super::Host;
 use crate::check;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
+use crate::exec;
 use crate::model::domain::DomainState;
 use crate::model::record::ManagedImage;
-use crate::observe::{MemoryRoom, Target, memory_rooms, observe, resolve};
-use crate::plan;
+use crate::observe::{MemoryRoom, Naming, Target, memory_rooms, observe, resolve};
+use crate::plan::{self, Fresh};
 use crate::store::{DomainLock, RecordFile};
 use serde::Serialize;
 
@@ -48,7 +49,16 @@ impl Host {
         domain: &str,
         observer: &dyn Observer,
     ) -> Result<Option<ManagedSave>> {
-        let named = match resolve(&self.ports, &self.store, domain, self.naming) {
+        self.saved_of(domain, self.naming, observer)
+    }
+
+    fn saved_of(
+        &self,
+        domain: &str,
+        naming: Naming,
+        observer: &dyn Observer,
+    ) -> Result<Option<ManagedSave>> {
+        let named = match resolve(&self.ports, &self.store, domain, naming) {
             Err(error) if error.kind() == ErrorKind::NoSuchDomain => return Ok(None),
             named => named?,
         };
@@ -75,12 +85,21 @@ impl Host {
         }))
     }
 
-    /// Every domain that was saved, and the errors of those of which that cannot be told.
+    /// Every domain that was saved, and the errors of those of which that cannot be told. What was interrupted is
+    /// recovered first, also of a domain of which only that is known.
     pub fn managed_saves(&self, observer: &dyn Observer) -> (Vec<ManagedSave>, Vec<Error>) {
         let mut saved = Vec::new();
         let mut failed = Vec::new();
         for domain in self.store.domains() {
-            match self.managed_save(&domain, observer) {
+            let (domain, found) = match domain.or_else(exec::domain_in_progress) {
+                Ok(domain) => {
+                    // Names, also if they are digits.
+                    let found = self.saved_of(&domain, Naming::Name, observer);
+                    (domain, found)
+                }
+                Err((directory, error)) => (directory.display().to_string(), Err(error)),
+            };
+            match found {
                 Ok(found) => saved.extend(found),
                 Err(error) => failed
                     .push(error.while_doing(format!("look what was saved of domain '{domain}'"))),
@@ -126,6 +145,22 @@ impl Host {
     /// [`ErrorKind::Io`].
     pub fn free_bytes(&self) -> Result<u64> {
         self.store.free_bytes()
+    }
+
+    /// A domain that was saved and runs was started by other means. That is written down, since its disks need not tell
+    /// it later: block devices have no last write, and what ran need not have written.
+    pub(super) fn void_what_was_saved(target: &Target) -> Result<()> {
+        let is_there = target.view.is_some_and(|it| it.state != DomainState::Dying);
+        let RecordFile::Whole(mut record) = target.store.read()? else {
+            return Ok(());
+        };
+        let saved = record.managed.as_mut().filter(|_| is_there);
+        let Some(image) = saved.filter(|image| image.seen_running.is_none()) else {
+            return Ok(());
+        };
+        image.seen_running = Some(Fresh::now().now);
+        record.generation += 1;
+        target.store.save(&record)
     }
 
     /// Makes a damaged record anew, so that what was saved can be removed whatever is damaged.

@@ -1,17 +1,20 @@
 //! Pulls: what goes on is in the record and in QEMU, so whoever comes by later sees it, and does what is left to do.
 
+mod info;
+mod settle;
+
+pub use info::{PullInfo, PullProgress};
+
 use super::{Done, Host};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Observer, Progress};
 use crate::exec;
-use crate::model::disk::ImageFormat;
-use crate::model::layer::Backing;
-use crate::model::pull::{OnError, Pull, PullState};
-use crate::observe::{self, Target, resolve};
-use crate::plan::{self, Fresh, PullEnd, PullRequest, Request};
+use crate::model::pull::{Pull, PullState};
+use crate::observe::{Target, resolve};
+use crate::plan::{PullEnd, PullRequest, Request};
 use crate::port::{PullJob, PullJobState, Word, Worker};
-use crate::store::{DomainLock, LockWait};
-use serde::Serialize;
+use crate::store::LockWait;
+pub(crate) use settle::Unsettled;
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,136 +24,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 20
 /// How long another operation may take that is in the way of a word on the end of a pull.
 const LOCK_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 60 });
 
-/// How often one that is copied is tried to be completed.
-const COPIED_LOOKS: usize = 100;
-
-/// How a pull goes, or went.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct PullInfo {
-    /// The domain.
-    pub domain: String,
-    /// The disk's virtual device.
-    pub vdev: String,
-    /// The disk's image.
-    pub image: Box<Path>,
-    /// What it stands on in the end; none for nothing.
-    pub base: Option<Backing>,
-    /// How far it is.
-    pub state: PullProgress,
-    /// Bytes of the disk that are dealt with.
-    pub cur: u64,
-    /// Bytes of the disk.
-    pub end: u64,
-    /// What the next increment begins with.
-    pub cursor: u64,
-    /// The cursor at the end.
-    pub last_cursor: u64,
-    /// Most bytes per second that are copied; 0 for as many as can be.
-    pub bandwidth: u64,
-    /// Whether it goes on only by increments.
-    pub increments: bool,
-    /// What becomes of it if something cannot be read or written.
-    pub on_error: OnError,
-    /// Why it failed, or what it waits for.
-    pub reason: Option<String>,
-    /// When it began, in seconds since 1970-01-01 00:00 UTC.
-    pub began_at: u64,
-    /// When it ended, in the same.
-    pub ended_at: Option<u64>,
-}
-
-/// How far a pull is, with what QEMU tells beside the record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PullProgress {
-    /// QEMU copies.
-    Running,
-    /// It stands still until the next increment.
-    Paused,
-    /// It stands still because of an error.
-    Stalled,
-    /// Everything is copied, and it is about to be completed.
-    Copied,
-    /// The QEMU that worked on it is gone; the next pull goes on with it.
-    Interrupted,
-    /// Nothing of it is left to do.
-    Completed,
-    /// QEMU gave up.
-    Failed,
-    /// Somebody ended it.
-    Aborted,
-}
-
-impl PullProgress {
-    /// As it is written in JSON and in xenstore.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::Stalled => "stalled",
-            Self::Copied => "copied",
-            Self::Interrupted => "interrupted",
-            Self::Completed => "completed",
-            Self::Failed => "failed",
-            Self::Aborted => "aborted",
-        }
-    }
-
-    /// Whether nobody works on it any more.
-    pub const fn is_over(self) -> bool {
-        matches!(
-            self,
-            Self::Interrupted | Self::Completed | Self::Failed | Self::Aborted
-        )
-    }
-}
-
-impl PullInfo {
-    fn new(domain: &str, pull: &Pull, job: Option<&PullJob>) -> Self {
-        let state = match (pull.state, job.map(|job| job.state)) {
-            (PullState::Completed, _) => PullProgress::Completed,
-            (PullState::Failed, _) => PullProgress::Failed,
-            (PullState::Aborted, _) => PullProgress::Aborted,
-            (PullState::Interrupted, _) => PullProgress::Interrupted,
-            (PullState::Copied, _) | (_, Some(PullJobState::Copied | PullJobState::Ended)) => {
-                PullProgress::Copied
-            }
-            (_, Some(PullJobState::Stalled)) => PullProgress::Stalled,
-            (_, Some(PullJobState::Cancelled)) => PullProgress::Aborted,
-            (PullState::Held, _) | (_, Some(PullJobState::Held)) => PullProgress::Paused,
-            (PullState::UnderWay, _) => PullProgress::Running,
-        };
-        let done = job.map_or(0, |job| job.done);
-        let is_all = matches!(state, PullProgress::Completed | PullProgress::Copied);
-        Self {
-            domain: domain.to_owned(),
-            vdev: pull.disk.vdev.clone(),
-            image: pull.disk.image.clone(),
-            base: pull.onto.clone(),
-            state,
-            cur: if is_all {
-                pull.size
-            } else {
-                done.max(pull.position).min(pull.size)
-            },
-            end: pull.size,
-            cursor: pull.cursor(pull.position),
-            last_cursor: pull.last_cursor(),
-            // The limit of an increment is its own, and changes all the time.
-            bandwidth: match job {
-                Some(job) if !pull.increments => job.speed,
-                _ => pull.bandwidth,
-            },
-            increments: pull.increments,
-            on_error: pull.on_error,
-            reason: job
-                .and_then(|job| job.error.clone())
-                .or_else(|| pull.reason.clone()),
-            began_at: pull.began_at,
-            ended_at: pull.ended_at,
-        }
-    }
-}
+/// How often one that has come to its end is tried to be completed.
+const SETTLINGS: usize = 100;
 
 impl Host {
     /// Pulls what a disk lacks from the images below it. All of it is QEMU's to do while the domain goes on, and the call
@@ -169,13 +44,24 @@ impl Host {
         let whole = Request::Pull(request.clone());
         let (target, lock) = self.open(domain, &whole, observer)?;
         let plan = self.plan_for(&target, &whole)?;
-        let done = self.carry_out(&target, &lock, plan, observer)?;
+        let pull = plan.pulled().cloned();
+        let before = pull.as_ref().map(|pull| recorded(&target, pull));
+        let before = before.transpose()?.flatten();
+        let carried_out = self.carry_out(&target, &lock, plan, observer);
         self.settle_pulls(&target, &lock, observer);
+        let done = match (carried_out, pull) {
+            (Ok(done), _) => done,
+            (Err(error), None) => return Err(error),
+            (Err(error), Some(pull)) => {
+                let pull = (&pull, before.as_ref());
+                self.record_failure(&target, &lock, pull, &error, observer);
+                return Err(error);
+            }
+        };
         let record = target.store.load()?;
         let found = find(&record.pulls, &request.disk).cloned();
-        let info = found
-            .map(|pull| self.seen(&target.look_again(&self.ports)?, &pull))
-            .transpose()?;
+        let target = target.look_again(&self.ports)?;
+        let info = found.map(|pull| self.seen(&target, &pull));
         if let Some(info) = &info {
             self.post_pull(info);
         }
@@ -193,13 +79,25 @@ impl Host {
         disk: Option<&str>,
         observer: &dyn Observer,
     ) -> Result<Vec<PullInfo>> {
+        let (infos, _) = self.look_at_pulls(domain, disk, observer)?;
+        Ok(infos)
+    }
+
+    /// The same, with the pulls that were tried to be settled in vain.
+    fn look_at_pulls(
+        &self,
+        domain: &str,
+        disk: Option<&str>,
+        observer: &dyn Observer,
+    ) -> Result<(Vec<PullInfo>, Unsettled)> {
         let target = resolve(&self.ports, &self.store, domain, self.naming)?;
+        let mut unsettled = Vec::new();
         // The lock is in nobody's way as long as there is nothing to do under it.
         let is_due = target.store.has_journal() || self.is_one_over(&target)?;
         let target = match is_due.then(|| target.store.lock(LockWait::No)) {
             None => target,
             Some(Ok(lock)) => {
-                self.recover_locked(&target, &lock, observer)?;
+                unsettled = self.recover_locked(&target, &lock, observer)?;
                 target.look_again(&self.ports)?
             }
             // Whoever holds it does what is left to do.
@@ -207,13 +105,25 @@ impl Host {
             Some(Err(error)) => return Err(error),
         };
         let record = target.store.load()?;
+        let off = self.off_job(&target, disk)?;
+        let is_off = |pull: &&Pull| {
+            let is_it = |(off, _): &(Pull, Worker)| {
+                off.disk.vdev == pull.disk.vdev || off.disk.image == pull.disk.image
+            };
+            off.as_ref().is_some_and(is_it)
+        };
         let asked = |pull: &&Pull| disk.is_none_or(|disk| is_named(pull, disk));
         let pulls = record.pulls.iter().filter(asked);
-        let mut infos = pulls
+        let mut infos: Vec<_> = pulls
+            .filter(|pull| !is_off(pull))
             .map(|pull| self.seen(&target, pull))
-            .collect::<Result<Vec<_>>>()?;
-        infos.extend(self.copied_off(&target, disk)?);
-        Ok(infos)
+            .collect();
+        infos.extend(off.as_ref().map(|(pull, by)| {
+            // It may have just begun, or ended, and have nobody who answers.
+            let looked = self.ports.pulls.look(by, &pull.disk.image);
+            PullInfo::new(&target.name, pull, looked.unwrap_or_default().as_ref())
+        }));
+        Ok((infos, unsettled))
     }
 
     /// Waits until nobody works on the pull of a disk any more, and returns how it ended.
@@ -257,10 +167,10 @@ impl Host {
         observer: &dyn Observer,
         is_enough: impl Fn(&PullInfo) -> bool,
     ) -> Result<PullInfo> {
-        let mut copied = 0;
+        let mut failed = 0;
         let mut told = None;
         loop {
-            let mut found = self.pulls(domain, Some(disk), observer)?;
+            let (mut found, unsettled) = self.look_at_pulls(domain, Some(disk), observer)?;
             let Some(info) = found.pop() else {
                 abort_wanted(domain, disk, observer)?;
                 std::thread::sleep(LOOK_EVERY);
@@ -278,12 +188,18 @@ impl Host {
             if info.state.is_over() || is_enough(&info) {
                 return Ok(info);
             }
-            copied += usize::from(info.state == PullProgress::Copied);
-            if copied > COPIED_LOOKS {
-                return Err(Error::new(
-                    ErrorKind::NeedsRepair,
-                    format!("the pull of {disk} has copied everything, and cannot be completed"),
-                ));
+            // Another command may hold the lock for as long as it likes: only what was tried counts.
+            let is_it = |(pull, _): &(Pull, Error)| pull.disk.image == info.image;
+            if let Some((_, error)) = unsettled.into_iter().find(is_it) {
+                failed += 1;
+                if failed > SETTLINGS {
+                    return Err(Error::new(
+                        ErrorKind::NeedsRepair,
+                        format!("the pull of {disk} has come to its end, and cannot be completed"),
+                    )
+                    .because(error)
+                    .hint("remove what stands in the way; the next command for this domain goes on with it"));
+                }
             }
             abort_wanted(domain, disk, observer)?;
             std::thread::sleep(LOOK_EVERY);
@@ -320,7 +236,7 @@ impl Host {
         }
         let record = target.store.load()?;
         let pull = find(&record.pulls, disk).ok_or_else(|| no_pull(domain, disk))?;
-        let info = self.seen(&target, pull)?;
+        let info = self.seen(&target, pull);
         self.post_pull(&info);
         Ok(info)
     }
@@ -331,6 +247,15 @@ impl Host {
     /// As [`Host::pulls`]; [`ErrorKind::InvalidRequest`] if nobody works on one.
     pub fn set_pull_speed(&self, domain: &str, disk: &str, bandwidth: u64) -> Result<()> {
         let target = resolve(&self.ports, &self.store, domain, self.naming)?;
+        let record = target.store.load()?;
+        let known = find(&record.pulls, disk).filter(|pull| pull.is_under_way());
+        if known.is_some_and(|pull| pull.increments) {
+            return Err(Error::new(
+                ErrorKind::InvalidRequest,
+                format!("{disk} of domain '{domain}' is pulled by increments, each with a speed of its own"),
+            )
+            .hint("`xl-ext block-pull --step SIZE --bandwidth BYTES` sets it for the next one"));
+        }
         if self.say(&target, disk, Word::Speed(bandwidth))? {
             return Ok(());
         }
@@ -377,23 +302,13 @@ impl Host {
         Ok(pull.map(|pull| (pull.clone(), Worker::Daemon(directory))))
     }
 
-    fn copied_off(&self, target: &Target, disk: Option<&str>) -> Result<Option<PullInfo>> {
-        let Some((pull, by)) = self.off_job(target, disk)? else {
-            return Ok(None);
-        };
-        // It may have just begun, or ended.
-        let job = self
-            .ports
-            .pulls
-            .look(&by, &pull.disk.image)
-            .unwrap_or_default();
-        Ok(job.map(|job| PullInfo::new(&target.name, &pull, Some(&job))))
-    }
-
-    /// A pull with what QEMU tells of it.
-    fn seen(&self, target: &Target, pull: &Pull) -> Result<PullInfo> {
-        let job = self.job(target, pull)?;
-        Ok(PullInfo::new(&target.name, pull, job.as_ref()))
+    /// A pull with what QEMU tells of it, if it answers: a domain that is going away takes its QEMU along first.
+    fn seen(&self, target: &Target, pull: &Pull) -> PullInfo {
+        let job = self.job(target, pull).unwrap_or_else(|error| {
+            tracing::warn!("{}", error.report());
+            None
+        });
+        PullInfo::new(&target.name, pull, job.as_ref())
     }
 
     fn job(&self, target: &Target, pull: &Pull) -> Result<Option<PullJob>> {
@@ -403,112 +318,6 @@ impl Host {
             }
             _ => Ok(None),
         }
-    }
-
-    /// Does what is left to do of pulls that have come to their end, or whose domain has. What cannot be done now is said,
-    /// and left for the next command: nothing that it is in the way of is done meanwhile.
-    pub(super) fn settle_pulls(&self, target: &Target, lock: &DomainLock, observer: &dyn Observer) {
-        if let Err(error) = self.try_settle_pulls(target, lock, observer) {
-            observer.note(&error.report());
-        }
-    }
-
-    fn try_settle_pulls(
-        &self,
-        target: &Target,
-        lock: &DomainLock,
-        observer: &dyn Observer,
-    ) -> Result<()> {
-        // One that cannot be read is somebody else's matter.
-        let Ok(record) = target.store.load() else {
-            return Ok(());
-        };
-        if !record.pulls.iter().any(Pull::is_under_way) {
-            return Ok(());
-        }
-        let target = target.clone().look_again(&self.ports)?;
-        for pull in record.pulls.iter().filter(|pull| pull.is_under_way()) {
-            if let Some(how) = self.how_ended(&target, pull)? {
-                self.end_pull(&target, lock, pull, &how, observer)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether the record speaks of a pull as under way that is not any more.
-    fn is_one_over(&self, target: &Target) -> Result<bool> {
-        let record = target.store.load()?;
-        for pull in record.pulls.iter().filter(|pull| pull.is_under_way()) {
-            if self.how_ended(target, pull)?.is_some() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// How a pull ended, if it has.
-    fn how_ended(&self, target: &Target, pull: &Pull) -> Result<Option<PullEnd>> {
-        let is_its_qemu = target.view.is_some_and(|view| pull.life == Some(view.life));
-        let job = match self.job(target, pull) {
-            Ok(job) => job,
-            // A domain that is going away takes its QEMU along first.
-            Err(error) if is_its_qemu => {
-                tracing::warn!("{}", error.report());
-                return Ok(None);
-            }
-            Err(error) => return Err(error),
-        };
-        match job.map(|job| (job.state, job.error)) {
-            Some((PullJobState::Copied, _)) => return Ok(Some(PullEnd::Copied)),
-            Some((PullJobState::Cancelled, _)) => return Ok(Some(PullEnd::Aborted)),
-            Some((PullJobState::Ended, Some(why))) => return Ok(Some(PullEnd::Failed(why))),
-            Some((PullJobState::Running | PullJobState::Held | PullJobState::Stalled, _)) => {
-                return Ok(None);
-            }
-            Some((PullJobState::Ended, None)) | None => {}
-        }
-        // Somebody let it end, or it was completed and could not be recorded: the image itself tells.
-        let facts = self
-            .ports
-            .images
-            .facts(&pull.disk.image, ImageFormat::Qcow2);
-        let is_done = facts?.is_some_and(|facts| facts.stands_on(pull.onto.as_ref()));
-        let is_copied = pull.state == PullState::Copied && target.view.is_none();
-        Ok(Some(if is_done || is_copied {
-            PullEnd::Copied
-        } else {
-            PullEnd::Interrupted
-        }))
-    }
-
-    fn end_pull(
-        &self,
-        target: &Target,
-        lock: &DomainLock,
-        pull: &Pull,
-        how: &PullEnd,
-        observer: &dyn Observer,
-    ) -> Result<()> {
-        let record = target.store.load()?;
-        let mut inventory = observe::of_record(target, record);
-        if pull.release_base {
-            inventory.claimed = observe::claimed(&target.store);
-        }
-        let lives = target.view.map(|view| view.life);
-        let its_own = lives.filter(|life| pull.life == Some(*life));
-        let plan = plan::end_pull(&inventory, pull, how, its_own, &Fresh::now());
-        plan::check(&plan, &inventory)?;
-        let outcome = exec::run(&plan, &self.ports, &target.store, lock, observer)?;
-        if let Some(error) = outcome.left_over {
-            observer.note(&error.report());
-        }
-        let record = target.store.load()?;
-        if let Some(pull) = record.pull_of(&pull.disk.image) {
-            let info = PullInfo::new(&target.name, pull, None);
-            self.post_pull(&info);
-            observer.note(&told(&info));
-        }
-        Ok(())
     }
 
     /// Tells other tools how a pull goes. Failures to do so are of no consequence.
@@ -531,27 +340,10 @@ impl Host {
     }
 }
 
-/// How a pull ended, in words.
-fn told(info: &PullInfo) -> String {
-    let PullInfo { vdev, image, .. } = info;
-    let image = image.display();
-    match (info.state, &info.base) {
-        (PullProgress::Completed, None) => {
-            format!("{vdev} ({image}) is pulled: it stands on nothing now")
-        }
-        (PullProgress::Completed, Some(base)) => {
-            let base = base.image.display();
-            format!("{vdev} ({image}) is pulled: it stands on {base} now")
-        }
-        (state, _) => {
-            let why = info.reason.as_ref().map(|why| format!(": {why}"));
-            format!(
-                "the pull of {vdev} ({image}) is {}{}; what was pulled until then stays",
-                state.as_str(),
-                why.unwrap_or_default()
-            )
-        }
-    }
+/// What the record says of the pull of the same image.
+fn recorded(target: &Target, pull: &Pull) -> Result<Option<Pull>> {
+    let record = target.store.load()?;
+    Ok(record.pull_of(&pull.disk.image).cloned())
 }
 
 fn is_at_work(job: &PullJob) -> bool {

@@ -40,6 +40,9 @@ pub const DEFAULT_ROOT: &str = "/var/lib/xen/libxl-ext";
 /// Files of ours: readable and writable by root alone, since they hold guests' memory.
 pub(crate) const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 
+/// The journal's name in a domain's directory.
+pub(crate) const JOURNAL: &str = "journal";
+
 /// All domains' snapshots below one directory.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -52,10 +55,16 @@ impl Store {
         Self { root: root.into() }
     }
 
-    /// The names of the domains of which there is a record that can be read, sorted.
-    pub(crate) fn domains(&self) -> Vec<String> {
-        let mut names: Vec<_> = records_below(&self.root).map(|it| it.domain).collect();
-        names.sort();
+    /// The names of the domains of which something is kept, sorted; or, where there is no record that can be read, the
+    /// directory, and why.
+    pub(crate) fn domains(&self) -> Vec<Result<String, (PathBuf, Error)>> {
+        let mut names: Vec<_> = read_records(&self.root)
+            .map(|(directory, record)| match record {
+                Ok(record) => Ok(record.domain),
+                Err(error) => Err((directory, error)),
+            })
+            .collect();
+        names.sort_by(|a, b| a.as_ref().ok().cmp(&b.as_ref().ok()));
         names
     }
 
@@ -168,7 +177,7 @@ impl DomainStore {
 
     /// The journal of an operation in progress.
     pub fn journal_path(&self) -> PathBuf {
-        self.directory.join("journal")
+        self.directory.join(JOURNAL)
     }
 
     /// The record.
@@ -414,11 +423,25 @@ fn directory_or_nothing(path: &Path) -> Result<()> {
 
 /// The records of all domains, as far as they can be read.
 fn records_below(root: &Path) -> impl Iterator<Item = DomainRecord> + use<> {
+    read_records(root).filter_map(|(_, record)| record.ok())
+}
+
+/// The record in each directory that has one, or should: something was begun there.
+fn read_records(root: &Path) -> impl Iterator<Item = (PathBuf, Result<DomainRecord>)> + use<> {
     let entries = fs::read_dir(root).into_iter().flatten().flatten();
     entries.filter_map(|entry| {
-        let path = entry.path().join("domain");
-        let bytes = atomic::read_own(&path).ok()??;
-        Envelope::RECORD.open(&bytes, &path).ok()
+        let directory = entry.path();
+        let path = directory.join("domain");
+        let record = match atomic::read_own(&path) {
+            Ok(None) if atomic::is_there(&directory.join(JOURNAL)) => Err(Error::new(
+                ErrorKind::NeedsRepair,
+                format!("{} has a journal and no record", directory.display()),
+            )),
+            Ok(None) => return None,
+            Ok(Some(bytes)) => Envelope::RECORD.open(&bytes, &path),
+            Err(error) => Err(error),
+        };
+        Some((directory, record))
     })
 }
 

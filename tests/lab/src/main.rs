@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
@@ -121,6 +122,9 @@ enum Verb {
         /// Print the names of the steps and run none
         #[arg(long)]
         list: bool,
+        /// Begin no further step after so many minutes; what matters most comes first
+        #[arg(long)]
+        minutes: Option<u64>,
         /// How many labs share the steps; each CPU of each of them keeps one of this machine busy
         #[arg(long, default_value_t = 2)]
         labs: usize,
@@ -222,6 +226,7 @@ fn run(verb: Verb) -> Result<u8> {
             keep,
             all,
             list,
+            minutes,
             labs,
             machine,
         } => {
@@ -238,6 +243,7 @@ fn run(verb: Verb) -> Result<u8> {
                 smp: machine.smp,
                 mem: machine.mem,
                 labs,
+                limit: minutes.map(|minutes| Duration::from_secs(60 * minutes)),
             };
             return Ok(u8::from(!step::run_all(&options)?));
         }

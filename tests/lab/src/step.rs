@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 
@@ -138,6 +138,8 @@ pub struct Options {
     pub mem: u32,
     /// How many labs share the steps.
     pub labs: usize,
+    /// After how long no further step is begun; the others are skipped, and it is said.
+    pub limit: Option<Duration>,
 }
 
 /// How many steps ended how.
@@ -183,6 +185,7 @@ pub fn run_all(options: &Options) -> Result<bool> {
     let queue = Queue {
         steps: chosen(&options.filters),
         next: AtomicUsize::new(0),
+        end: options.limit.map(|limit| Instant::now() + limit),
     };
     let count = queue.steps.len();
     if count == 0 {
@@ -222,6 +225,7 @@ pub fn run_all(options: &Options) -> Result<bool> {
 struct Queue {
     steps: Vec<&'static Step>,
     next: AtomicUsize,
+    end: Option<Instant>,
 }
 
 impl Queue {
@@ -229,6 +233,11 @@ impl Queue {
         self.steps
             .get(self.next.fetch_add(1, Ordering::Relaxed))
             .copied()
+    }
+
+    /// Whether no further step is to be begun.
+    fn is_over(&self) -> bool {
+        self.end.is_some_and(|end| Instant::now() >= end)
     }
 }
 
@@ -260,7 +269,12 @@ fn work(number: usize, queue: &Queue, options: &Options, tally: &SharedTally) ->
         all: options.all,
     };
     while let Some(step) = next {
-        run_one(step, &mut context, options, tally);
+        let run: Run<'_> = if queue.is_over() {
+            &|_| Err(skip("the time is over: `lab test` without --minutes"))
+        } else {
+            &step.run
+        };
+        run_one(step, run, &mut context, options, tally);
         next = queue.take();
     }
     if options.keep {
@@ -306,9 +320,18 @@ fn boot(number: usize, options: &Options) -> Result<Lab> {
     })
 }
 
-fn run_one(step: &Step, context: &mut Context, options: &Options, tally: &SharedTally) {
+/// What a step does.
+type Run<'a> = &'a dyn Fn(&mut Context) -> Result<()>;
+
+fn run_one(
+    step: &Step,
+    run: Run<'_>,
+    context: &mut Context,
+    options: &Options,
+    tally: &SharedTally,
+) {
     let started = Instant::now();
-    let result = catch_unwind(AssertUnwindSafe(|| (step.run)(context)))
+    let result = catch_unwind(AssertUnwindSafe(|| run(context)))
         .unwrap_or_else(|panic| Err(anyhow!("{}", panic_text(panic.as_ref()))));
     let seconds = started.elapsed().as_secs_f32();
     let outcome = match result {
@@ -352,6 +375,9 @@ fn run_one(step: &Step, context: &mut Context, options: &Options, tally: &Shared
         tally.fail(failure);
     }
     drop(tally);
+    if outcome == Outcome::Skipped {
+        return;
+    }
     if let Err(error) = tidy(&mut context.lab) {
         eprintln!("lab: after {}: {error:#}", step.name);
     }

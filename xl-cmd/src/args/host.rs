@@ -13,26 +13,47 @@ pub(crate) struct HostShutdown {
         long,
         value_name = "SECONDS",
         env = "XL_EXT_SAVE_SECONDS",
-        default_value_t = 300
+        value_parser = seconds,
+        default_value = "300"
     )]
     pub(crate) save_seconds: u64,
     /// Room that all images may take, in MiB [default: what is free].
     #[arg(long, value_name = "MIB", env = "XL_EXT_SAVE_MIB", value_parser = mib, default_value = "")]
     pub(crate) save_mib: Mib,
     /// How many domains are saved at the same time.
-    #[arg(long, value_name = "N", env = "XL_EXT_SAVE_PARALLEL", default_value_t = 2,
-          value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", env = "XL_EXT_SAVE_PARALLEL", value_parser = parallel, default_value = "2")]
     pub(crate) parallel: u16,
     /// Seconds in which domains that are not saved may shut down.
     #[arg(
         long,
         value_name = "SECONDS",
         env = "XL_EXT_SHUTDOWN_SECONDS",
-        default_value_t = 300
+        value_parser = seconds,
+        default_value = "300"
     )]
     pub(crate) shutdown_seconds: u64,
     #[command(flatten)]
     pub(crate) output: Output,
+}
+
+/// Seconds that something may take; as many as by default, if the variable is there and empty.
+fn seconds(text: &str) -> Result<u64, String> {
+    match text.trim() {
+        "" => Ok(300),
+        text => text
+            .parse()
+            .map_err(|_| "it is a number of seconds".to_owned()),
+    }
+}
+
+fn parallel(text: &str) -> Result<u16, String> {
+    match text.trim() {
+        "" => Ok(2),
+        text => match text.parse() {
+            Ok(0) | Err(_) => Err("it is a number, at least 1".to_owned()),
+            Ok(number) => Ok(number),
+        },
+    }
 }
 
 /// A limit in MiB, if there is one.
@@ -97,6 +118,9 @@ mod tests {
         assert_eq!(mib("").unwrap().0, None);
         assert_eq!(mib("20").unwrap().0, Some(20));
         assert!(mib("much").is_err() && mib("-1").is_err());
+        assert_eq!((seconds(""), seconds("20 ")), (Ok(300), Ok(20)));
+        assert!(seconds("5m").is_err() && parallel("0").is_err());
+        assert_eq!((parallel(""), parallel("3")), (Ok(2), Ok(3)));
         let words = ["xl-ext", "host-start", "--auto=", "--xendomains-save="];
         match Arguments::try_parse_from(words).unwrap().command {
             Command::HostStart(start) => {

@@ -53,6 +53,9 @@ impl World {
             };
         } else if job.done == job.total {
             job.state = PullJobState::Copied;
+            if self.flushes_fail {
+                return;
+            }
             let image = self.images.get_mut(&key.1).unwrap();
             image.content = content;
             image.touch(now);
@@ -112,11 +115,23 @@ impl Pulls for Shared {
         })
     }
 
-    fn complete(&self, life: DomainLife, pull: &Pull) -> Result<()> {
-        self.call(|world| {
-            let image = &*pull.disk.image;
+    fn complete(
+        &self,
+        life: DomainLife,
+        pull: &Pull,
+        is_all_there: &dyn Fn() -> Result<()>,
+    ) -> Result<()> {
+        let image = &*pull.disk.image;
+        let onto = pull.onto.as_ref().map(|onto| onto.image.to_path_buf());
+        let is_there = self.call(|world| {
             let key = world.job_key(&Worker::Qemu(life), image)?;
-            let onto = pull.onto.as_ref().map(|onto| onto.image.to_path_buf());
+            Ok(world.jobs.contains_key(&key))
+        })?;
+        if is_there {
+            is_all_there()?;
+        }
+        self.call(|world| {
+            let key = world.job_key(&Worker::Qemu(life), image)?;
             if let Some(FakeJob { job, .. }) = world.jobs.remove(&key) {
                 assert_eq!(job.state, PullJobState::Copied, "{job:?}");
                 let now = world.now;

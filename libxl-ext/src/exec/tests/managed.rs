@@ -172,6 +172,74 @@ fn what_does_not_fit_any_more_is_refused_and_can_be_removed() {
     refused(&shared, root.path(), "already");
 }
 
+/// A domain that goes on in layers, saved in state 2.
+fn saved_on_layers() -> (tempfile::TempDir, Shared) {
+    let (root, shared) = prepared_as([Some(DiskKind::External); 2]);
+    save(&shared.host(root.path())).unwrap();
+    (root, shared)
+}
+
+#[test]
+fn a_base_that_was_written_to_below_the_disks_that_were_saved_is_noticed() {
+    let (root, shared) = saved_on_layers();
+    // Stock `xl create` with the configuration file, which names the base.
+    let mut world = shared.0.borrow_mut();
+    world.images.get_mut(Path::new(IMAGES[0])).unwrap().written += 1;
+    drop(world);
+    let host = shared.host(root.path());
+    let error = start(&host).unwrap_err();
+    let report = error.report();
+    assert!(
+        error.kind() == ErrorKind::Corrupt && report.contains("managed-save-remove"),
+        "{report}"
+    );
+    assert!(report.contains(IMAGES[0]) && is_saved(&host), "{report}");
+    let (root, shared) = saved_on_layers();
+    start(&shared.host(root.path())).unwrap();
+    assert_eq!(see(&shared), running("2"));
+}
+
+#[test]
+fn a_domain_that_was_seen_to_run_does_not_go_on_from_what_was_saved_before() {
+    let (root, shared) = saved();
+    let host = shared.host(root.path());
+    shared.start();
+    let seen = host.managed_save(NAME, &Unobserved).unwrap().unwrap();
+    assert!(seen.stale.unwrap().contains("already"));
+    // It ends without having written anything.
+    shared.0.borrow_mut().domains.clear();
+    let seen = host.managed_save(NAME, &Unobserved).unwrap().unwrap();
+    assert!(seen.stale.unwrap().contains("it ran after that"));
+    let report = start(&host).unwrap_err().report();
+    assert!(report.contains("start --fresh"), "{report}");
+    remove(&host).unwrap();
+}
+
+#[test]
+fn a_save_of_which_only_the_journal_tells_is_recovered_when_all_are_looked_at() {
+    let (root, shared) = prepared();
+    let store = Store::new(root.path()).domain(NAME);
+    let record = std::fs::read(store.record_path()).unwrap();
+    // The host goes down in the middle of the first save.
+    let host = shared.host(root.path());
+    let plan = host
+        .plan(
+            NAME,
+            &Request::ManagedSave(ManagedSaveRequest::default()),
+            &Unobserved,
+        )
+        .unwrap();
+    drop(Journal::create(&store, &plan).unwrap());
+    std::fs::remove_file(store.record_path()).unwrap();
+    let (found, failed) = host.managed_saves(&Unobserved);
+    assert!(found.is_empty() && failed.is_empty(), "{failed:?}");
+    assert!(!store.has_journal(), "it was recovered");
+    // A record that cannot be read is told of.
+    std::fs::write(store.record_path(), &record[..record.len() / 2]).unwrap();
+    let (_, failed) = host.managed_saves(&Unobserved);
+    assert_eq!(failed.len(), 1, "{failed:?}");
+}
+
 #[test]
 fn snapshots_are_left_alone_while_a_saved_state_belongs_to_the_disks() {
     let (root, shared) = saved();

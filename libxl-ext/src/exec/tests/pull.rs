@@ -1,5 +1,9 @@
 //! Pulls, with every call failing and every kill; and with everything else that may go on meanwhile.
 
+mod release;
+mod told;
+mod unwritten;
+
 use super::delete::delete;
 use super::jobs::PACE;
 use super::{Case, assert_whole, create_as, execute, names, prepared_as, revert, running, see};
@@ -320,6 +324,7 @@ fn a_full_disk_ends_it_or_lets_it_stand_still_as_is_said() {
     assert!(below(root.path(), "xvda").is_some());
     let error = step(&host, "xvdb", 9 * PACE, None).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace, "{}", error.report());
+    assert_failed(&host, "xvdb", full);
     let pausing = PullRequest {
         on_error: OnError::Pause,
         ..request("xvda")
@@ -335,6 +340,32 @@ fn a_full_disk_ends_it_or_lets_it_stand_still_as_is_said() {
     pull(&host, &pausing).unwrap();
     assert_eq!(see(&shared), running("2"));
     assert_whole(&shared, root.path(), "there is room again");
+}
+
+/// Whoever comes later learns that it failed, and why.
+fn assert_failed(host: &Host, disk: &str, why: &str) {
+    let infos = host.pulls(NAME, Some(disk), &Unobserved).unwrap();
+    let info = infos.first().expect("it is not known");
+    assert_eq!(
+        (info.state, info.reason.as_deref()),
+        (PullProgress::Failed, Some(why))
+    );
+}
+
+#[test]
+fn the_disk_of_a_domain_that_is_off_fails_for_all_to_see_and_goes_on() {
+    let (root, shared) = layered();
+    let host = shared.host(root.path());
+    destroy(&shared);
+    step(&host, "xvda", 3 * PACE, Some(0)).unwrap();
+    let full = "No space left on device";
+    shared.0.borrow_mut().jobs_fail = Some(full);
+    let error = start(&host, &request("xvda")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{}", error.report());
+    assert_failed(&host, "xvda", full);
+    shared.0.borrow_mut().jobs_fail = None;
+    let info = start(&host, &request("xvda")).unwrap().unwrap();
+    assert_eq!(info.state, PullProgress::Completed);
 }
 
 #[test]

@@ -24,7 +24,11 @@ const CACHED: usize = 16;
 
 /// Bytes that are handed out at a time at most, where they are made.
 const STEP: usize = 1 << 20;
-static ZEROS: [u8; STEP] = [0; STEP];
+
+/// Aligned, so that whole pages of it can be handed out as they are.
+#[repr(align(4096))]
+struct Zeros([u8; STEP]);
+static ZEROS: Zeros = Zeros([0; STEP]);
 
 /// How a packed image begins.
 const BEGINNING: &[u8] = b"libxl-ext image ";
@@ -218,6 +222,12 @@ impl Reader {
         Ok(&self.source()[self.ready.clone()])
     }
 
+    /// The bytes that come next, if they are zeros that stay where they are.
+    pub(crate) fn zeros(&self) -> Option<&'static [u8]> {
+        let is_zeros = matches!(self.source, Source::Zeros) && !self.ready.is_empty();
+        is_zeros.then(|| &ZEROS.0[self.ready.clone()])
+    }
+
     /// Takes some of the bytes that come next.
     pub(crate) fn consume_bytes(&mut self, amount: usize) {
         self.ready.start = self.ready.end.min(self.ready.start + amount);
@@ -226,7 +236,7 @@ impl Reader {
     fn source(&self) -> &[u8] {
         match self.source {
             Source::Section => &self.section,
-            Source::Zeros => &ZEROS,
+            Source::Zeros => &ZEROS.0,
             Source::Block => self.cache.first().map_or(&[], |(_, _, pages)| pages),
             Source::Numbers => &self.numbers,
         }

@@ -28,6 +28,17 @@ pub(super) fn find(inventory: &Inventory, named: &str) -> Result<DiskTarget> {
     Err(unknown(inventory, named).hint(format!("it has {}", there.join(", "))))
 }
 
+/// The images of the domain's other disks; none where nobody knows them.
+pub(super) fn beside(inventory: &Inventory, disk: &DiskTarget) -> Option<Vec<Backing>> {
+    let disks = match (&inventory.live, &inventory.off) {
+        (Some(live), _) => &live.disks,
+        (None, Some(off)) => &off.disks,
+        (None, None) => return None,
+    };
+    let others = disks.iter().filter_map(Backing::of_disk);
+    Some(others.filter(|it| it.image != disk.image).collect())
+}
+
 fn unknown(inventory: &Inventory, named: &str) -> Error {
     Error::new(
         ErrorKind::InvalidRequest,

@@ -14,13 +14,15 @@ use super::managed_save::require_none_saved;
 use super::revert::collect_garbage;
 use super::{Fresh, Operation, Plan, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::disk::DiskTarget;
+use crate::model::below::follow;
+use crate::model::disk::{DiskTarget, ImageFormat};
 use crate::model::domain::DomainLife;
 use crate::model::layer::Backing;
 use crate::model::pull::{OnError, Pull, PullState};
 use crate::model::record::DomainRecord;
 use crate::observe::Inventory;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// What the user asks for.
@@ -110,6 +112,7 @@ pub(super) fn pull(inventory: &Inventory, request: &PullRequest, fresh: &Fresh) 
         bandwidth: 0,
         on_error: OnError::Fail,
         release_base: false,
+        beside: None,
         size: own.virtual_size,
         position: 0,
         life: None,
@@ -118,6 +121,12 @@ pub(super) fn pull(inventory: &Inventory, request: &PullRequest, fresh: &Fresh) 
         began_at: fresh.now,
         ended_at: None,
     });
+    // A device has one pull in the record: that of another image would be lost sight of.
+    let is_another = |other: &&Pull| other.disk.vdev == disk.vdev && other.disk.image != disk.image;
+    let mut under_way = record.pulls.iter().filter(|other| other.is_under_way());
+    if let Some(other) = under_way.find(is_another) {
+        return Err(busy(inventory, &other.disk));
+    }
     if is_there && goes_on.is_none() {
         return Err(busy(inventory, &pull.disk));
     }
@@ -129,11 +138,27 @@ pub(super) fn pull(inventory: &Inventory, request: &PullRequest, fresh: &Fresh) 
         pull.require_cursor(cursor)?;
     }
     let anew = !is_there || inventory.live.is_none();
+    let was = earlier
+        .filter(|earlier| earlier.state == PullState::UnderWay)
+        .map(Pull::first_speed);
     pull.from = from;
     pull.increments = request.increment.is_some();
     pull.bandwidth = request.bandwidth;
-    pull.on_error = request.on_error;
-    pull.release_base = request.release_base;
+    if anew {
+        pull.on_error = request.on_error;
+    } else if pull.on_error != request.on_error {
+        let does = match pull.on_error {
+            OnError::Fail => "fails",
+            OnError::Pause => "stands still",
+        };
+        plan.notes.push(format!(
+            "the pull of {disk} has begun already: it {does} on an error, as was said then"
+        ));
+    }
+    pull.release_base = request.release_base || (is_there && pull.release_base);
+    if let Some(beside) = disk::beside(inventory, &disk) {
+        pull.beside = Some(beside);
+    }
     pull.life = inventory.live.as_ref().map(|live| live.life);
     pull.state = PullState::UnderWay;
     pull.reason = None;
@@ -151,7 +176,7 @@ pub(super) fn pull(inventory: &Inventory, request: &PullRequest, fresh: &Fresh) 
     }
     note_what_stays(inventory, &pull, &mut plan);
     if let Some(life) = pull.life {
-        plan.steps.extend(with_qemu(life, pull, until, anew));
+        plan.steps.extend(with_qemu(life, pull, until, (anew, was)));
         return Ok(plan);
     }
     let own = Backing::from(&pull.disk);
@@ -172,12 +197,13 @@ fn with_qemu(
     life: DomainLife,
     pull: Pull,
     until: Option<u64>,
-    anew: bool,
+    (anew, was): (bool, Option<u64>),
 ) -> impl Iterator<Item = Step> {
     let start = PullStep::Start {
         life,
         pull: pull.clone(),
         anew,
+        was,
     };
     let (increment, change) = match until {
         None => (Vec::new(), PullChange::Begun { pull }),
@@ -251,12 +277,34 @@ pub(crate) fn end(
     plan
 }
 
-/// The images that are removed with the user's consent: no record names them once the pull is recorded.
+/// The images that are removed with the user's consent: once the pull is recorded no record names them, and none of those
+/// that are named, or are the domain's disks, stands on them, as far as that is seen here. It is looked at again before one
+/// is removed.
 fn released(inventory: &Inventory, after: &DomainRecord, pull: &Pull) -> Vec<Backing> {
-    let is_needed = |image: &Path| {
-        after.images().any(|needed| needed == image) || inventory.claimed.contains_key(image)
-    };
-    let from = pull.from.iter().filter(|_| pull.release_base);
+    if !pull.release_base {
+        return Vec::new();
+    }
+    let mut needed = BTreeSet::new();
+    let claimed = inventory.claimed.keys().map(|image| Backing {
+        image: image.as_path().into(),
+        format: ImageFormat::Qcow2,
+    });
+    let beside = pull.beside.iter().flatten().cloned();
+    for disk in after.image_files().chain(claimed).chain(beside) {
+        let seen = |at: &Backing| {
+            let mut facts = disk::facts(inventory, &at.image)?.clone();
+            if at.image == pull.disk.image {
+                let onto = pull.onto.as_ref();
+                facts.backing = onto.map(|onto| onto.image.to_path_buf());
+                facts.backing_format = onto.map(|onto| onto.format.driver().to_owned());
+            }
+            Ok(facts)
+        };
+        // What is not seen now is looked at then.
+        let _ = follow(&disk, seen, &mut needed);
+    }
+    let is_needed = |image: &Path| needed.contains(image);
+    let from = pull.from.iter();
     from.filter(|below| !is_needed(&below.image))
         .cloned()
         .collect()
@@ -350,8 +398,11 @@ fn note_what_stays(inventory: &Inventory, pull: &Pull, plan: &mut Plan) {
             ));
         } else if released(inventory, &after, pull).contains(below) {
             plan.notes.push(format!(
-                "{what} is removed in the end, unless somebody has it open: no record names it then"
+                "{what} is removed in the end, unless something stands on it then or has it open"
             ));
+        } else if pull.release_base {
+            plan.notes
+                .push(format!("{what} stays: something else needs it"));
         } else {
             plan.notes.push(format!(
                 "{what} stays, and this disk does not need it any more then"

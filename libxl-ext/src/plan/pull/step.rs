@@ -19,6 +19,9 @@ pub enum PullStep {
         pull: Pull,
         /// Whether there is no job for it yet; else it goes on.
         anew: bool,
+        /// How fast that went on by itself until now, in bytes per second; none if it stood still.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        was: Option<u64>,
     },
     /// Wait until everything up to a byte of the disk is there.
     Await {
@@ -35,6 +38,15 @@ pub enum PullStep {
         life: DomainLife,
         /// The pull.
         pull: Pull,
+    },
+    /// Let the job go on by itself as it did.
+    GoOn {
+        /// The domain.
+        life: DomainLife,
+        /// The pull.
+        pull: Pull,
+        /// Most bytes per second that it copies; 0 for as many as can be.
+        speed: u64,
     },
     /// End the job, if there is one, and forget it.
     End {
@@ -100,17 +112,21 @@ impl PullStep {
     pub(in crate::plan) fn taken_back_by(&self) -> Vec<Step> {
         let step = match self {
             Self::Start {
-                life, pull, anew, ..
+                life,
+                pull,
+                anew,
+                was,
             } => {
                 let (life, pull) = (*life, pull.clone());
-                if *anew {
-                    Self::End { life, pull }
-                } else {
-                    Self::Hold { life, pull }
+                match *was {
+                    _ if *anew => Self::End { life, pull },
+                    Some(speed) => Self::GoOn { life, pull, speed },
+                    None => Self::Hold { life, pull },
                 }
             }
             Self::Await { .. }
             | Self::Hold { .. }
+            | Self::GoOn { .. }
             | Self::End { .. }
             | Self::CopyOff { .. }
             | Self::Complete { .. }
@@ -125,6 +141,7 @@ impl PullStep {
             Self::Start { pull, .. }
             | Self::Await { pull, .. }
             | Self::Hold { pull, .. }
+            | Self::GoOn { pull, .. }
             | Self::End { pull, .. }
             | Self::CopyOff { pull, .. }
             | Self::Complete { pull, .. }
@@ -161,6 +178,7 @@ impl fmt::Display for PullStep {
                 write!(f, "wait until {disk} has its first {until} bytes")
             }
             Self::Hold { .. } => write!(f, "let the pull of {disk} stand still"),
+            Self::GoOn { .. } => write!(f, "let the pull of {disk} go on as before"),
             Self::End { .. } => write!(f, "end the pull of {disk}"),
             Self::CopyOff { until, .. } => {
                 write!(f, "copy what {disk} lacks")?;
@@ -173,7 +191,7 @@ impl fmt::Display for PullStep {
                 write!(f, "let {disk} stand on {}", Onto(pull.onto.as_ref()))
             }
             Self::Release { images, .. } => {
-                f.write_str("remove, unless somebody has them open, ")?;
+                f.write_str("remove, unless something stands on them or has them open, ")?;
                 let images: Vec<_> = images.iter().map(|it| it.image.display()).collect();
                 for (at, image) in images.iter().enumerate() {
                     write!(f, "{}{image}", if at == 0 { "" } else { ", " })?;

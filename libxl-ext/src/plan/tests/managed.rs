@@ -21,6 +21,7 @@ fn saved() -> Inventory {
     disk.kind = DiskKind::External;
     disk.stamp = written.map(|facts| facts.written);
     inventory.record.managed = Some(ManagedImage {
+        seen_running: None,
         id,
         guest: GuestState::Running,
         guest_type: GuestType::Pv,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::layer::{Backing, Layer};
-use crate::model::pull::{Pull, PullState};
+use crate::model::pull::{OnError, Pull, PullState};
 use crate::plan::{Increment, PullChange, PullRequest, PullStep};
 
 fn backing(image: &str, format: ImageFormat) -> Backing {
@@ -160,6 +160,7 @@ fn a_plan_that_could_lose_something_is_refused() {
         life,
         pull,
         anew: true,
+        was: None,
     };
     let mut frozen = pull.clone();
     frozen.disk.image = Path::new(&image("xvda")).into();
@@ -210,4 +211,74 @@ fn a_circle_of_images_and_an_old_writer_are_noticed() {
         nanoseconds: 0,
     });
     assert_eq!(refused(&inventory).kind(), ErrorKind::Stale);
+}
+
+/// The same with a pull that is under way.
+fn pulling(change: impl FnOnce(&mut Pull)) -> Inventory {
+    let mut inventory = layered(Some(DomainState::Running));
+    let (_, mut pull) = pull_of(&inventory);
+    change(&mut pull);
+    inventory.record.begin_pull(&pull);
+    inventory
+}
+
+/// What takes back that a pull is gone on with.
+fn taken_back(inventory: &Inventory, request: &PullRequest) -> Vec<Step> {
+    let plan = planned(inventory, request);
+    plan.steps[0].taken_back_by()
+}
+
+#[test]
+fn what_went_on_by_itself_goes_on_as_it_did_if_it_could_not_be_told_otherwise() {
+    let faster = PullRequest {
+        bandwidth: 9 << 20,
+        ..request()
+    };
+    let running = pulling(|pull| pull.bandwidth = 1 << 20);
+    let steps = taken_back(&running, &faster);
+    assert!(
+        matches!(
+            &steps[..],
+            [Step::Pull { step: PullStep::GoOn { speed, .. } }] if *speed == 1 << 20
+        ),
+        "{steps:?}"
+    );
+    let held = pulling(|pull| {
+        pull.increments = true;
+        pull.state = PullState::Held;
+    });
+    let steps = taken_back(&held, &faster);
+    assert!(
+        matches!(
+            &steps[..],
+            [Step::Pull {
+                step: PullStep::Hold { .. }
+            }]
+        ),
+        "{steps:?}"
+    );
+}
+
+#[test]
+fn a_pull_of_another_image_of_the_device_is_not_lost_sight_of() {
+    let inventory = pulling(|pull| pull.disk.image = Path::new("/images/earlier").into());
+    let error = Request::Pull(request())
+        .plan(&inventory, &fresh())
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DomainState);
+    let said = error.report();
+    assert!(said.contains("/images/earlier"), "{said}");
+}
+
+#[test]
+fn what_was_said_when_it_began_stays_said() {
+    let inventory = pulling(|pull| {
+        pull.on_error = OnError::Pause;
+        pull.release_base = true;
+    });
+    let plan = planned(&inventory, &request());
+    let pull = plan.pulled().unwrap();
+    assert_eq!((pull.on_error, pull.release_base), (OnError::Pause, true));
+    let notes = plan.notes.join("\n");
+    assert!(notes.contains("it stands still on an error"), "{notes}");
 }

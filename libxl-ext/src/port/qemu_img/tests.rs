@@ -182,3 +182,37 @@ fn a_state_that_is_copied_out_of_a_layer_has_what_it_had_from_below() {
         assert_eq!(mebibytes(&lower.image), [1, 2, 2, 0, 0]);
     }
 }
+
+#[test]
+fn which_image_holds_what_is_seen_by_the_chain_that_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let (top, base) = (path("a,b.qcow2"), path("base"));
+    for image in [&top, &base] {
+        make(image);
+    }
+    fill(&base, "qcow2", 1, 1);
+    let chain = [&top, &base].map(|image| Backing {
+        image: image.as_path().into(),
+        format: ImageFormat::Qcow2,
+    });
+    let depths = |chain: &[Backing]| -> Vec<_> {
+        let extents = QemuImg.extents(chain).unwrap();
+        let end = extents.last().map(|it| it.start + it.length);
+        assert_eq!(end, Some(8 << 20));
+        let held = extents.into_iter().filter(|it| it.present);
+        held.map(|it| it.depth).collect()
+    };
+    assert_eq!(depths(&chain), [1]);
+    fill(&top, "qcow2", 1, 1);
+    assert_eq!(depths(&chain), [0]);
+    let extents = |text: &str| extents_in(text.as_bytes());
+    for gap in [
+        r#"[{"start":1,"length":1,"depth":0,"zero":true}]"#,
+        r#"[{"start":0,"length":0,"depth":0,"zero":true}]"#,
+        r#"[{"start":0,"length":1,"depth":-1,"zero":true}]"#,
+        "[",
+    ] {
+        assert!(extents(gap).is_err(), "{gap}");
+    }
+}

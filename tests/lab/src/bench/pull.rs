@@ -110,7 +110,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     /// A new disk on the chain.
-    fn attach(&self) -> Result<String> {
+    fn attach(&self) -> Result<()> {
         let (below, format) = &self.bottom;
         let image = format!("{}/top.qcow2", self.guest.dir());
         self.lab.run(&format!(
@@ -123,7 +123,7 @@ impl Bench<'_> {
         while !self.hmp("info block")?.contains(&image) {
             ensure!(Instant::now() < end, "QEMU does not open the disk");
         }
-        Ok(image)
+        Ok(())
     }
 
     fn detach(&self) -> Result<()> {
@@ -174,6 +174,7 @@ impl Bench<'_> {
             Ok(8.0 / begin.elapsed().as_secs_f64())
         };
         self.attach()?;
+        self.guest.wait_disk("xvdc")?;
         rate(1)?;
         let alone = rate(LENGTH - 10)?;
         self.product

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::block_pull::{Pulled, two_on_templates};
 use super::snapshot::{DISKS, State, two_disks};
+use super::template_disk::{Pulled, two_on_templates};
 use crate::guest::{Guest, GuestSpec};
 use crate::host::Lab;
 use crate::process::Output;

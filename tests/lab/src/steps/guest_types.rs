@@ -105,6 +105,7 @@ fn layers(
 
 /// Two CPUs; in between it reboots as its configuration says, is saved and migrates.
 fn pvh(context: &mut Context) -> Result<()> {
+    context.is_expensive()?;
     context.needs_product()?;
     let lab = context.lab();
     let spec = GuestSpec::pv("pvh")

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use super::small_store::SmallStore;
 use super::snapshot::{DISKS, State, two_disks};
 use super::snapshot_life::is_paused;
 use crate::guest::{Guest, GuestSpec, Kind};
@@ -234,17 +235,22 @@ fn started_by_stock_xl(context: &mut Context) -> Result<()> {
     let config = format!("{}/guest.cfg", guest.dir());
     State::change(&guest, "before")?;
     product.run("managed-save {}")?;
+    // Nobody of ours looks while it runs.
     lab.run(&format!("xl create {config}"))?;
     guest.wait_ready()?;
     State::change(&guest, "since")?;
-    product.refuses("start {}", &["already", "managed-save-remove"])?;
-    let list = product.run("managed-save-status {}")?;
-    ensure!(list.contains("already"), "{list}");
     guest.destroy()?;
     product.refuses(
         "start {}",
         &["was written to since", "managed-save-remove", "--fresh"],
     )?;
+    lab.run(&format!("xl create {config}"))?;
+    guest.wait_ready()?;
+    product.refuses("start {}", &["already", "managed-save-remove"])?;
+    let list = product.run("managed-save-status {}")?;
+    ensure!(list.contains("already"), "{list}");
+    guest.destroy()?;
+    product.refuses("start {}", &["it ran after that", "--fresh"])?;
     product.run(&format!("start --fresh {config}"))?;
     guest.wait_ready()?;
     assert_eq!(status(&product)?, 1);
@@ -336,29 +342,24 @@ fn interrupted(context: &mut Context) -> Result<()> {
     product.wait_for_helpers()?;
     product.ensure_nothing_left(&guest, &DISKS)?;
 
-    let mount = "/run/lab-small-store";
     // What is neither zero nor made smaller: the room is taken away long before all of it is written.
     guest.ask_within("fill 60", 300)?;
-    lab.run(&format!(
-        "mkdir -p {mount} && mount -t tmpfs -o size=290m,mode=700 store {mount}"
-    ))?;
-    let small = Product::of(lab, &guest).store(&format!("{mount}/store"));
-    let full = full_disk(&small, mount);
-    lab.run(&format!("umount -l {mount}"))?;
-    full?;
+    full_disk(lab, &guest)?;
     guest.wait_counter_beyond(counter)?;
     assert_eq!((guest.life_id()?, guest.domid()?), (life, domid));
     Ok(())
 }
 
 /// 290 MiB are enough for what 256 MiB of memory may take; once a part is written, the rest is taken away.
-fn full_disk(product: &Product<'_>, mount: &str) -> Result<()> {
-    product.shrink_beyond(5, mount)?;
+fn full_disk(lab: &Lab, guest: &Guest<'_>) -> Result<()> {
+    let small_store = SmallStore::of(lab, 290)?;
+    let product = Product::of(lab, guest).store(&small_store.dir());
+    product.shrink_beyond(5, small_store.mount)?;
     product.refuses(
         "managed-save {}",
         &["No space left on device", "are as they were"],
     )?;
-    assert_eq!(status(product)?, 1);
+    assert_eq!(status(&product)?, 1);
     // Too little from the start: refused before anything is done.
     product.refuses("managed-save {}", &["needs up to"])
 }

@@ -3,12 +3,16 @@
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
+use super::small_store::SmallStore;
 use crate::coverage::{Cells, Disks, Feature};
 use crate::guest::{Guest, GuestSpec};
 use crate::product::Product;
 use crate::step::{Context, Step};
 
 const INTERNAL: &[Disks] = &[Disks::Internal];
+
+/// Enough for what 256 MiB of memory may take, in MiB.
+const ROOM: u32 = 290;
 
 pub(super) const STEPS: &[Step] = &[
     Step {
@@ -60,38 +64,25 @@ fn full_disk(context: &mut Context) -> Result<()> {
     let guest = Guest::create(lab, &GuestSpec::pv("full").memory(256).disks(&[16]))?;
     // What is neither zero nor made smaller: the room is taken away long before all of it is written.
     guest.ask_within("fill 60", 300)?;
-    let mount = "/run/lab-small-store";
-    lab.run(&format!(
-        "mkdir -p {mount} && mount -t tmpfs -o size={ROOM},mode=700 store {mount}"
-    ))?;
-    let result = full_disk_in(context, &guest, mount);
-    lab.run(&format!("umount -l {mount}"))?;
-    result
-}
-
-/// Enough for what 256 MiB of memory may take.
-const ROOM: &str = "290m";
-
-fn full_disk_in(context: &Context, guest: &Guest<'_>, mount: &str) -> Result<()> {
-    let lab = context.lab();
-    let product = Product::of(lab, guest).store(&format!("{mount}/store"));
+    let small_store = SmallStore::of(lab, ROOM)?;
+    let product = Product::of(lab, &guest).store(&small_store.dir());
     let (life, domid) = (guest.life_id()?, guest.domid()?);
     // Once a part is written, the rest of the room is taken away.
-    product.shrink_beyond(5, mount)?;
+    product.shrink_beyond(5, small_store.mount)?;
     product.refuses(
         "snapshot-create -n x {}",
         &["No space left on device", "are as they were"],
     )?;
-    lab.run(&format!("rm {mount}.shrunk"))?;
+    lab.run(&format!("rm {}.shrunk", small_store.mount))?;
     assert_eq!((guest.life_id()?, guest.domid()?), (life, domid));
     guest.wait_counter_beyond(guest.counter()?)?;
-    product.ensure_nothing_left(guest, &["xvda"])?;
+    product.ensure_nothing_left(&guest, &["xvda"])?;
     // Too little from the start: refused before anything is done.
     product.refuses(
         "snapshot-create -n x {}",
         &["needs up to", "free some room"],
     )?;
-    lab.run(&format!("mount -o remount,size={ROOM} {mount}"))?;
+    small_store.resize(ROOM)?;
     product.run("snapshot-create -n x {}")?;
     assert_eq!(product.names()?, ["x"]);
     Ok(())

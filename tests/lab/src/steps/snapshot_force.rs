@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 
+use super::small_store::SmallStore;
 use crate::coverage::{Cells, Disks, Feature};
 use crate::guest::{Guest, GuestSpec, image_sum, pattern_sum};
 use crate::product::Product;
@@ -85,23 +86,8 @@ fn without_room(context: &mut Context) -> Result<()> {
     let lab = context.lab();
     let spec = GuestSpec::pv("noroom").disks(&[16]);
     let guest = Guest::create(lab, &spec)?;
-    let mount = "/run/lab-small-store";
-    lab.run(&format!(
-        "mkdir -p {mount} && mount -t tmpfs -o size=120m,mode=700 store {mount}"
-    ))?;
-    let result = without_room_in(context, &spec, &guest, mount);
-    lab.run(&format!("umount -l {mount}"))?;
-    result
-}
-
-fn without_room_in(
-    context: &Context,
-    spec: &GuestSpec,
-    guest: &Guest<'_>,
-    mount: &str,
-) -> Result<()> {
-    let lab = context.lab();
-    let product = Product::of(lab, guest).store(&format!("{mount}/store"));
+    let small_store = SmallStore::of(lab, 120)?;
+    let product = Product::of(lab, &guest).store(&small_store.dir());
     guest.set_memory("word", "before")?;
     guest.write("xvda", 2, 1, "before")?;
     // The file of xl's, so that there is no room for another one.
@@ -116,7 +102,7 @@ fn without_room_in(
     assert_eq!(guest.life_id()?, life, "a plan does nothing");
 
     // A failure gives the disks back, and says that the domain is gone.
-    let output = product.try_run_failing_to_restore(guest, "snapshot-revert --force {} s")?;
+    let output = product.try_run_failing_to_restore(&guest, "snapshot-revert --force {} s")?;
     assert_eq!(output.status, 1, "{}", output.stderr);
     for words in [
         "says the test",
@@ -143,5 +129,5 @@ fn without_room_in(
     assert_eq!(guest.sum("xvda", 2, 1)?, pattern_sum("before", 1));
     guest.wait_counter_beyond(guest.counter()?)?;
     product.run("snapshot-delete {} s")?;
-    product.ensure_nothing_left(guest, &["xvda"])
+    product.ensure_nothing_left(&guest, &["xvda"])
 }

@@ -2,11 +2,12 @@
 
 use anyhow::{Result, ensure};
 
+use super::small_store::SmallStore;
 use super::snapshot::State;
 use super::snapshot_external::{active, started_as_xl};
 use super::snapshot_life::{HELD, KINDS, ensure_held, ensure_own_again, with_raw_disk};
 use crate::coverage::{Cells, Disks, Feature};
-use crate::guest::{Guest, GuestSpec, Kind};
+use crate::guest::{Guest, Kind};
 use crate::product::Product;
 use crate::step::{Context, Step};
 
@@ -29,30 +30,19 @@ pub(super) const STEPS: &[Step] = &[Step {
     ],
 }];
 
-/// Where the store is, which is to become full.
-const MOUNT: &str = "/run/lab-small-store";
-
 /// A memory image of the guest may take 102 MiB, and takes a tenth of that.
 fn faults(context: &mut Context) -> Result<()> {
     context.is_expensive()?;
     context.needs_product()?;
     let lab = context.lab();
     let image = "/run/lab-cdrom.iso";
-    lab.run(&format!(
-        "truncate -s 4M {image} && mkdir -p {MOUNT} && mount -t tmpfs -o size=220m,mode=700 store {MOUNT}"
-    ))?;
+    lab.run(&format!("truncate -s 4M {image}"))?;
+    let small_store = SmallStore::of(lab, 220)?;
     let spec = with_raw_disk(lab, "astray", Kind::Pv)?.another_disk(&format!(
         "format=raw,vdev=xvdc,devtype=cdrom,backendtype=qdisk,target={image}"
     ));
-    let result = faults_with(context, &spec);
-    lab.run(&format!("umount -l {MOUNT}"))?;
-    result
-}
-
-fn faults_with(context: &Context, spec: &GuestSpec) -> Result<()> {
-    let lab = context.lab();
-    let guest = Guest::create(lab, spec)?;
-    let product = Product::of(lab, &guest).store(&format!("{MOUNT}/store"));
+    let guest = Guest::create(lab, &spec)?;
+    let product = Product::of(lab, &guest).store(&small_store.dir());
     let mut taken = Vec::new();
     for (how, options) in KINDS.iter().rev() {
         let state = State::set(&guest, how)?;
@@ -70,7 +60,7 @@ fn faults_with(context: &Context, spec: &GuestSpec) -> Result<()> {
         }
     }
     State::change(&guest, "given up")?;
-    resize(context, 100)?;
+    small_store.resize(100)?;
     for (how, state) in taken.iter().rev() {
         product.refuses(
             &format!("snapshot-revert {{}} {how}"),
@@ -81,7 +71,7 @@ fn faults_with(context: &Context, spec: &GuestSpec) -> Result<()> {
         active(lab, &guest)?;
     }
 
-    resize(context, 400)?;
+    small_store.resize(400)?;
     let present = Present::of(context, &guest)?;
     for (how, options) in KINDS {
         let revert = format!("snapshot-revert {{}} {how}");
@@ -105,14 +95,14 @@ fn faults_with(context: &Context, spec: &GuestSpec) -> Result<()> {
         present.ensure(context, &guest, &format!("{how}, killed in mid-save"))?;
 
         // There is room at the start, and none once a part of the memory is written.
-        product.shrink_beyond(5, MOUNT)?;
+        product.shrink_beyond(5, small_store.mount)?;
         product.refuses(&create, &["No space left on device", "are as they were"])?;
-        resize(context, 400)?;
+        small_store.resize(400)?;
         present.ensure(context, &guest, &format!("{how}, with a full disk"))?;
     }
 
     // All but the lowest, and that: both delete snapshots of both kinds.
-    resize(context, 500)?;
+    small_store.resize(500)?;
     for (how, options) in KINDS {
         product.run(&format!("snapshot-create -n more-{how} {options} {{}}"))?;
     }
@@ -127,11 +117,6 @@ fn faults_with(context: &Context, spec: &GuestSpec) -> Result<()> {
     guest.destroy()?;
     product.run(&format!("snapshot-delete --children {{}} {lowest}"))?;
     ensure_own_again(lab, &guest, &product, &end)
-}
-
-fn resize(context: &Context, mib: u32) -> Result<()> {
-    let command = format!("mount -o remount,size={mib}m {MOUNT}");
-    context.lab().run(&command).map(drop)
 }
 
 /// What has to be as it was.

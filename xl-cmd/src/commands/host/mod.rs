@@ -32,6 +32,7 @@ const CLEANUP: Duration = Duration::from_secs(20);
 pub(super) fn shutdown(context: &Context, args: &HostShutdown) -> Result<()> {
     let room = context.host.free_bytes()?;
     let room = args.save_mib.0.map_or(room, |mib| room.min(mib << 20));
+    recover(context, &context.host.running()?);
     let all = fates(context.host.running()?, room);
     if args.output.plan {
         if args.output.json {
@@ -82,6 +83,8 @@ pub(super) fn shutdown(context: &Context, args: &HostShutdown) -> Result<()> {
         )));
     }
     rest.extend(wanted(|fate| matches!(fate, Fate::ShutDown(_))));
+    // A save that was killed may have left its guest suspended, and such a one does not hear of it.
+    recover(context, &rest);
     let left = shut_down(context, &rest, Duration::from_secs(args.shutdown_seconds))?;
     if left.is_empty() {
         return Ok(());
@@ -90,6 +93,17 @@ pub(super) fn shutdown(context: &Context, args: &HostShutdown) -> Result<()> {
         ErrorKind::DomainState,
         format!("still there: {}", left.join(", ")),
     ))
+}
+
+/// Ends what killed commands left unfinished: their guests may be suspended.
+fn recover(context: &Context, domains: &[RunningDomain]) {
+    for domain in domains {
+        match context.host.snapshots(&domain.name, &context.terminal) {
+            // One that was never snapshotted is no matter.
+            Ok(_) => {}
+            Err(error) => say(context, domain, &error.report()),
+        }
+    }
 }
 
 /// Asks each to shut down, and waits. Returns the names of those that did not.

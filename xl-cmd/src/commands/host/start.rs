@@ -20,7 +20,12 @@ pub(crate) fn start(context: &Context, args: &HostStart) -> Result<()> {
         eprintln!("xl-ext: {error}");
     };
     let mut auto: BTreeMap<String, PathBuf> = BTreeMap::new();
-    for file in configurations(args.auto())? {
+    // Whatever is the matter with them, what was saved goes on.
+    let files = configurations(args.auto()).unwrap_or_else(|error| {
+        complain("no domain is started afresh", &error);
+        Vec::new()
+    });
+    for file in files {
         let name = dry_run::of_file(&file).and_then(|found| dry_run::name(&found));
         match name {
             Ok(name) => drop(auto.entry(name).or_insert(file)),
@@ -35,9 +40,13 @@ pub(crate) fn start(context: &Context, args: &HostStart) -> Result<()> {
     let mut seen = BTreeSet::new();
     for it in saved {
         let goes_on = it.image.at_boot || auto.contains_key(&it.domain);
-        let is_there = context.host.domid_of(&it.domain)?.is_some();
-        if goes_on && !is_there {
-            if args.output.plan {
+        let saved_again = args
+            .saved_by_xendomains(&it.domain)
+            .filter(|_| it.stale.is_some());
+        if goes_on && !is_there(context, &it.domain, &mut complain) {
+            if let Some(file) = saved_again {
+                leave(context, &it.domain, &file);
+            } else if args.output.plan {
                 print(&format!("'{}': goes on from what was saved\n", it.domain))?;
             } else if let Err(error) = go_on(context, &it.domain) {
                 complain(&format!("domain '{}' does not go on", it.domain), &error);
@@ -46,14 +55,11 @@ pub(crate) fn start(context: &Context, args: &HostStart) -> Result<()> {
         seen.insert(it.domain);
     }
     for (name, file) in &auto {
-        if seen.contains(name) || context.host.domid_of(name)?.is_some() {
+        if seen.contains(name) || is_there(context, name, &mut complain) {
             continue;
         }
         if let Some(saved) = args.saved_by_xendomains(name) {
-            context.terminal.note(&format!(
-                "domain '{name}' is left to xendomains, which has saved it to {}",
-                saved.display()
-            ));
+            leave(context, name, &saved);
         } else if args.output.plan {
             print(&format!("'{name}': xl create {}\n", file.display()))?;
         } else if let Err(error) = as_xl::create(&context.store, file, &["-q"]) {
@@ -73,12 +79,33 @@ pub(crate) fn start(context: &Context, args: &HostStart) -> Result<()> {
     }
 }
 
+/// Whether there is such a domain. One that nobody can tell of is left alone.
+fn is_there(context: &Context, domain: &str, complain: &mut dyn FnMut(&str, &Error)) -> bool {
+    match context.host.domid_of(domain) {
+        Ok(domid) => domid.is_some(),
+        Err(error) => {
+            complain(&format!("domain '{domain}' is left alone"), &error);
+            true
+        }
+    }
+}
+
+fn leave(context: &Context, domain: &str, saved: &Path) {
+    context.terminal.note(&format!(
+        "domain '{domain}' is left to xendomains, which has saved it to {}",
+        saved.display()
+    ));
+}
+
 fn go_on(context: &Context, domain: &str) -> Result<()> {
     context.terminal.about(domain);
     let request = Request::ManagedStart(ManagedStartRequest::default());
     let done = context.host.execute(domain, &request, &context.terminal);
     context.terminal.finish();
-    finish(done?)?;
+    // The guest runs; what is left over is no reason to say otherwise.
+    if let Err(error) = finish(done?) {
+        context.terminal.note(&error.report());
+    }
     context.terminal.note(&format!(
         "domain '{domain}' goes on from where it was saved"
     ));
