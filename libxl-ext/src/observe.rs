@@ -303,22 +303,14 @@ pub(crate) fn observe_with(
         })
         .filter(|disk| disk.image.is_absolute());
     let of_off: Vec<_> = of_off.collect();
+    let qcow2_disks = of_off.iter().filter(|it| it.format == ImageFormat::Qcow2);
+    let qcow2_disks: Vec<_> = qcow2_disks.cloned().collect();
     for known in of_proofs.chain(of_layers).chain(of_off) {
-        let path = known.image.to_path_buf();
-        if let Entry::Vacant(unseen) = images.entry(path) {
-            let facts = ports
-                .images
-                .facts(unseen.key(), known.format)
-                .unwrap_or_else(|error| {
-                    unreadable.insert(unseen.key().clone(), error.report());
-                    None
-                });
-            unseen.insert(facts);
-        }
+        look(ports, &known, &mut images, &mut unreadable);
     }
     if asked.chains && live.is_none() {
         let pulled = record.pulls.iter().map(|pull| Backing::from(&pull.disk));
-        for disk in off.iter().flat_map(qcow2_disks).chain(pulled) {
+        for disk in qcow2_disks.into_iter().chain(pulled) {
             follow(ports, disk, &mut images, &mut unreadable);
         }
     }
@@ -345,17 +337,25 @@ pub(crate) fn observe_with(
     })
 }
 
-/// The qcow2 images that a domain that is off has for disks.
-fn qcow2_disks(off: &OffDomain) -> impl Iterator<Item = Backing> {
-    let disks = off.disks.iter().filter(|disk| disk.is_writable());
-    disks.filter_map(|disk| {
-        let image = Path::new(disk.pdev_path.as_deref()?);
-        let is_qcow2 = disk.format.as_deref() == Some(ImageFormat::Qcow2.driver());
-        (is_qcow2 && image.is_absolute()).then(|| Backing {
-            image: image.into(),
-            format: ImageFormat::Qcow2,
-        })
-    })
+/// Looks at an image, unless it was seen before; an image that cannot be read counts as missing.
+fn look<'seen>(
+    ports: &Ports,
+    known: &Backing,
+    images: &'seen mut BTreeMap<PathBuf, Option<ImageFacts>>,
+    unreadable: &mut BTreeMap<PathBuf, String>,
+) -> Option<&'seen ImageFacts> {
+    let facts = match images.entry(known.image.to_path_buf()) {
+        Entry::Occupied(seen) => seen.into_mut(),
+        Entry::Vacant(unseen) => {
+            let facts = ports.images.facts(unseen.key(), known.format);
+            let facts = facts.unwrap_or_else(|error| {
+                unreadable.insert(unseen.key().clone(), error.report());
+                None
+            });
+            unseen.insert(facts)
+        }
+    };
+    facts.as_ref()
 }
 
 /// Looks at an image and those that it says that it stands on.
@@ -367,23 +367,14 @@ fn follow(
 ) {
     let mut next = Some(disk);
     for _ in 0..DEPTH_MAX {
-        let Some(Backing { image, format }) = next else {
+        let Some(at) = next else {
             return;
         };
-        let path = image.to_path_buf();
-        if let Entry::Vacant(unseen) = images.entry(path.clone()) {
-            let facts = ports.images.facts(&image, format);
-            unseen.insert(facts.unwrap_or_else(|error| {
-                unreadable.insert(path.clone(), error.report());
-                None
-            }));
-        }
-        let facts = images.get(&path).and_then(Option::as_ref);
-        let is_qcow2 = format == ImageFormat::Qcow2;
+        let is_qcow2 = at.format == ImageFormat::Qcow2;
         // What is no image file is told of when it is planned.
-        next = facts
+        next = look(ports, &at, images, unreadable)
             .filter(|_| is_qcow2)
-            .and_then(|facts| below(&path, facts).ok()?);
+            .and_then(|facts| below(&at.image, facts).ok()?);
     }
 }
 

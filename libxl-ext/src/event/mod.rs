@@ -30,6 +30,20 @@ pub trait Observer: Sync {
     fn wants_abort(&self) -> bool;
 }
 
+/// An observer that wants everything to stop.
+#[cfg(test)]
+pub(crate) struct Impatient;
+
+#[cfg(test)]
+impl Observer for Impatient {
+    fn step(&self, _what: &str) {}
+    fn progress(&self, _progress: Progress) {}
+    fn note(&self, _text: &str) {}
+    fn wants_abort(&self) -> bool {
+        true
+    }
+}
+
 /// An observer that looks away.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unobserved;

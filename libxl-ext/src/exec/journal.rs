@@ -183,21 +183,17 @@ pub(crate) fn in_progress(store: &DomainStore) -> Result<Option<Plan>> {
     Ok(plan.map(|(progress, _)| progress.plan))
 }
 
-/// The domain of which there is no record, but an operation in progress, or interrupted. What there is instead is said
-/// again.
-pub(crate) fn domain_in_progress(
-    (directory, why): (PathBuf, Error),
-) -> Result<String, (PathBuf, Error)> {
+/// The domain whose operation is in progress, or was interrupted, in a directory that need not have a record; none if
+/// there is no journal.
+///
+/// # Errors
+/// If the journal cannot be read.
+pub(crate) fn domain_in_progress(directory: &Path) -> Result<Option<String>> {
     let path = directory.join(JOURNAL);
-    let begun = atomic::read_own(&path).and_then(|bytes| match bytes {
-        Some(bytes) => Ok(Some(replay(&bytes, &path)?.0.plan.domain)),
-        None => Ok(None),
-    });
-    match begun {
-        Ok(Some(domain)) if why.kind() == ErrorKind::NeedsRepair => Ok(domain),
-        Err(error) if why.kind() == ErrorKind::NeedsRepair => Err((directory, error)),
-        _ => Err((directory, why)),
-    }
+    let Some(bytes) = atomic::read_own(&path)? else {
+        return Ok(None);
+    };
+    Ok(Some(replay(&bytes, &path)?.0.plan.domain))
 }
 
 /// Reads the entries; returns how far they go, and in how many bytes.

@@ -7,7 +7,6 @@ use crate::model::configuration::disks_of;
 use crate::model::layer::{Backing, Layer};
 use crate::model::pull::Pull;
 use crate::model::record::DomainRecord;
-use crate::store::{Envelope, atomic};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -61,7 +60,8 @@ impl Performer<'_> {
     /// Every image that a record, or a disk of the domain, names or stands on.
     fn needed(&self, pull: &Pull) -> Result<BTreeSet<PathBuf>> {
         let mut found = BTreeSet::new();
-        let records = self.all_records()?;
+        // One that cannot be read may name anything.
+        let records = self.store.all_records()?;
         let recorded = records.iter().flat_map(DomainRecord::image_files);
         for disk in recorded.chain(self.disks_beside(pull)?) {
             let facts = |at: &Backing| {
@@ -97,26 +97,6 @@ impl Performer<'_> {
             Error::new(ErrorKind::Toolstack, what).because(error)
         })?;
         Ok(disks.iter().filter_map(Backing::of_disk).collect())
-    }
-
-    /// The records of all domains: one that cannot be read may name anything.
-    fn all_records(&self) -> Result<Vec<DomainRecord>> {
-        let Some(root) = self.store.directory().parent() else {
-            return Ok(Vec::new());
-        };
-        let listed = |error| Error::io(format!("list {}", root.display()), error);
-        let mut records = Vec::new();
-        for entry in std::fs::read_dir(root).map_err(listed)? {
-            let directory = entry.map_err(listed)?.path();
-            if !directory.is_dir() {
-                continue;
-            }
-            let path = directory.join("domain");
-            if let Some(bytes) = atomic::read_own(&path)? {
-                records.push(Envelope::RECORD.open(&bytes, &path)?);
-            }
-        }
-        Ok(records)
     }
 }
 

@@ -47,6 +47,19 @@ pub(super) fn flags(given: c_uint, known: c_uint, call: &str) -> Result<()> {
     }
 }
 
+/// The name of a domain, and of something of its, which is `what`.
+///
+/// # Safety
+/// As for [`text`].
+pub(super) unsafe fn named(
+    domain: *const c_char,
+    name: *const c_char,
+    what: &str,
+) -> Result<(String, String)> {
+    // SAFETY: as the caller promises.
+    unsafe { Ok((text(domain, "the domain's name")?, text(name, what)?)) }
+}
+
 /// What an out-pointer points to.
 ///
 /// # Safety

@@ -33,7 +33,7 @@ pub unsafe extern "C" fn libxl_domain_block_pull(
         let continuous = LIBXL_DOMAIN_BLOCK_PULL_CONTINUOUS;
         argument::flags(flags, continuous, "libxl_domain_block_pull")?;
         // SAFETY: the caller promises null or strings.
-        let (domain, disk) = unsafe { named(domname, path) }?;
+        let (domain, disk) = unsafe { argument::named(domname, path, "the disk") }?;
         let (increment, fill) = if flags & continuous != 0 {
             (None, None)
         } else {
@@ -62,7 +62,7 @@ pub unsafe extern "C" fn libxl_domain_block_pull_abort(
         let ctx = argument::ctx(ctx)?;
         argument::flags(flags, 0, "libxl_domain_block_pull_abort")?;
         // SAFETY: the caller promises null or strings.
-        let (domain, disk) = unsafe { named(domname, path) }?;
+        let (domain, disk) = unsafe { argument::named(domname, path, "the disk") }?;
         let ended = Context::of(ctx).call(domain, Call::PullAbort { disk }, None)?;
         Ok(ended.code)
     })
@@ -84,7 +84,7 @@ pub unsafe extern "C" fn libxl_domain_get_block_pull_info(
         let ctx = argument::ctx(ctx)?;
         argument::flags(flags, 0, "libxl_domain_get_block_pull_info")?;
         // SAFETY: the caller promises null or strings.
-        let (domain, disk) = unsafe { named(domname, path) }?;
+        let (domain, disk) = unsafe { argument::named(domname, path, "the disk") }?;
         // SAFETY: the caller promises null or a valid struct.
         let info = unsafe { argument::out(info, "info") }?;
         let shown = disk.clone();
@@ -119,7 +119,7 @@ pub unsafe extern "C" fn libxl_ext_evenable_block_pull(
         let ctx = argument::ctx(ctx)?;
         argument::flags(flags, 0, "libxl_ext_evenable_block_pull")?;
         // SAFETY: the caller promises null or strings.
-        let (domain, disk) = unsafe { named(domname, path) }?;
+        let (domain, disk) = unsafe { argument::named(domname, path, "the disk") }?;
         // SAFETY: the caller promises null or a valid struct.
         let to = ResultTo::BlockPull(unsafe { asked(how) }?);
         Context::of(ctx).start(domain, Call::PullWatch { disk }, to, None, None)?;
@@ -156,18 +156,4 @@ unsafe fn asked(how: *const libxl_ext_asyncprogress_how) -> Result<libxl_ext_asy
             "nobody is said to tell: how is NULL",
         )
     })
-}
-
-/// The name of a domain, and of one of its disks.
-///
-/// # Safety
-/// The pointers are null or point to strings.
-unsafe fn named(domain: *const c_char, path: *const c_char) -> Result<(String, String)> {
-    // SAFETY: as the caller promises.
-    unsafe {
-        Ok((
-            argument::text(domain, "the domain's name")?,
-            argument::text(path, "the disk")?,
-        ))
-    }
 }

@@ -174,7 +174,8 @@ pub unsafe extern "C" fn libxl_domain_snapshot_delete(
     guard(Ctx(ctx), || {
         let ctx = argument::ctx(ctx)?;
         // SAFETY: the caller promises null or strings.
-        let (domain, name) = unsafe { names(domname, snapshot_name) }?;
+        let (domain, name) =
+            unsafe { argument::named(domname, snapshot_name, "the snapshot's name") }?;
         let children = LIBXL_DOMAIN_SNAPSHOT_DELETE_CHILDREN;
         argument::flags(flags, children, "libxl_domain_snapshot_delete")?;
         let call = Call::Delete {
@@ -202,7 +203,8 @@ pub unsafe extern "C" fn libxl_domain_snapshot_revert(
     guard(Ctx(ctx), || {
         let ctx = argument::ctx(ctx)?;
         // SAFETY: the caller promises null or strings.
-        let (domain, name) = unsafe { names(domname, snapshot_name) }?;
+        let (domain, name) =
+            unsafe { argument::named(domname, snapshot_name, "the snapshot's name") }?;
         let (running, paused, force) = (
             LIBXL_DOMAIN_SNAPSHOT_REVERT_RUNNING,
             LIBXL_DOMAIN_SNAPSHOT_REVERT_PAUSED,
@@ -250,20 +252,6 @@ pub unsafe extern "C" fn libxl_disk_snapshot_revert(
     // SAFETY: the caller promises the same.
     unsafe {
         libxl_domain_snapshot_revert(ctx, domname, snapshot_name, flags, ao_how, aop_progress_how)
-    }
-}
-
-/// The names of a domain and of a snapshot.
-///
-/// # Safety
-/// The pointers are null or point to strings.
-unsafe fn names(domain: *const c_char, snapshot: *const c_char) -> Result<(String, String)> {
-    // SAFETY: as the caller promises.
-    unsafe {
-        Ok((
-            argument::text(domain, "the domain's name")?,
-            argument::text(snapshot, "the snapshot's name")?,
-        ))
     }
 }
 

@@ -222,21 +222,19 @@ impl Content {
                 let mut told = Told::new(reader.left(), observer);
                 loop {
                     let left = reader.left();
-                    let bytes = reader.next_bytes().map_err(Unfed::Image)?;
-                    let length = bytes.len();
+                    let length = reader.next_bytes().map_err(Unfed::Image)?.len();
                     if length == 0 {
                         break;
                     }
+                    let bytes = reader.ready_bytes();
+                    let zeros = reader.zeros().filter(|_| length >= LASTING_LEAST);
                     if length as u64 == left {
                         held.extend_from_slice(bytes);
-                    } else if length < LASTING_LEAST {
-                        to.write_all(bytes).map_err(sink)?;
-                    } else if let Some(zeros) = reader.zeros() {
+                    } else if let Some(zeros) = zeros {
                         to.flush().map_err(sink)?;
                         to.get_mut().write_lasting(zeros).map_err(sink)?;
                     } else {
-                        to.write_all(reader.next_bytes().map_err(Unfed::Image)?)
-                            .map_err(sink)?;
+                        to.write_all(bytes).map_err(sink)?;
                     }
                     reader.consume_bytes(length);
                     told.more(length);

@@ -10,24 +10,24 @@ use xxhash_rust::xxh3::xxh3_64;
 pub(crate) const PAGE: usize = 4096;
 
 /// "LibxlFmt", big endian, as everything in the header.
-const LIBXL_IDENT: u64 = 0x4c69_6278_6c46_6d74;
-const LIBXL_VERSION: u32 = 2;
+pub(super) const LIBXL_IDENT: u64 = 0x4c69_6278_6c46_6d74;
+pub(super) const LIBXL_VERSION: u32 = 2;
 /// The record after which the hypervisor library's own stream follows.
-const LIBXL_LIBXC_CONTEXT: u32 = 1;
-const LIBXL_END: u32 = 0;
+pub(super) const LIBXL_LIBXC_CONTEXT: u32 = 1;
+pub(super) const LIBXL_END: u32 = 0;
 
-const LIBXC_MARKER: u64 = u64::MAX;
+pub(super) const LIBXC_MARKER: u64 = u64::MAX;
 /// "XENF".
-const LIBXC_ID: u32 = 0x5845_4e46;
-const LIBXC_VERSIONS: std::ops::RangeInclusive<u32> = 2..=3;
-const LIBXC_END: u32 = 0;
-const LIBXC_PAGE_DATA: u32 = 1;
+pub(super) const LIBXC_ID: u32 = 0x5845_4e46;
+pub(super) const LIBXC_VERSIONS: std::ops::RangeInclusive<u32> = 2..=3;
+pub(super) const LIBXC_END: u32 = 0;
+pub(super) const LIBXC_PAGE_DATA: u32 = 1;
 
 /// Bit 0 of the options of both streams: the rest is big endian.
-const BIG_ENDIAN: u32 = 1;
+pub(super) const BIG_ENDIAN: u32 = 1;
 
 /// Longest record that Xen takes, in bytes (its REC_LENGTH_MAX).
-const RECORD_MAX: u32 = 128 << 20;
+pub(super) const RECORD_MAX: u32 = 128 << 20;
 
 /// Most pages of one record: their numbers alone fill the longest one.
 const PAGES_MAX: u32 = RECORD_MAX / 8;
@@ -36,7 +36,7 @@ const PAGES_MAX: u32 = RECORD_MAX / 8;
 const PFN: u64 = (1 << 52) - 1;
 
 /// In the number of a page, above: of these types no content follows (broken, only allocated, not there).
-const WITHOUT_CONTENT: std::ops::RangeInclusive<u64> = 0xd..=0xf;
+pub(super) const WITHOUT_CONTENT: std::ops::RangeInclusive<u64> = 0xd..=0xf;
 
 /// The pages of a guest: what each of them was last, as a hash of its content. Each of them took a page's bytes in the
 /// stream, so this is never larger than a small part of that.

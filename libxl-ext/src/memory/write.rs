@@ -229,20 +229,9 @@ impl Plain {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Impatient;
     use std::io::Write;
     use std::time::Duration;
-
-    /// Wants to stop from the beginning.
-    struct Impatient;
-
-    impl Observer for Impatient {
-        fn step(&self, _what: &str) {}
-        fn progress(&self, _progress: Progress) {}
-        fn note(&self, _text: &str) {}
-        fn wants_abort(&self) -> bool {
-            true
-        }
-    }
 
     #[test]
     fn libxl_gets_its_head_written_whatever_fails_on_our_side() {

@@ -177,36 +177,39 @@ impl DomainRecord {
             .any(|proof| proof.kind == DiskKind::External && &*proof.target.image == image)
     }
 
-    /// Every image that a snapshot, a layer or the saved state names.
-    pub fn images(&self) -> impl Iterator<Item = &Path> {
+    /// Every image that a snapshot, a layer or the saved state names, with its format.
+    fn named(&self) -> impl Iterator<Item = (&Path, ImageFormat)> {
         let disks = self.snapshots.iter().flat_map(|snapshot| &snapshot.disks);
-        let layers = self.layers.iter().flat_map(|layer| {
-            let below = layer.backing.iter().map(|below| &*below.image);
-            below.chain([&*layer.image, &*layer.base.image])
-        });
         let managed = self.managed.iter().flat_map(|managed| &managed.disks);
         let proofs = disks.chain(managed);
-        proofs.map(|proof| &*proof.target.image).chain(layers)
+        let layers = self.layers.iter().flat_map(|layer| {
+            let backings = layer.backing.iter().chain([&layer.base]);
+            let own = (&*layer.image, layer.target().format);
+            backings
+                .map(|backing| (&*backing.image, backing.format))
+                .chain([own])
+        });
+        proofs
+            .map(|proof| (&*proof.target.image, proof.target.format))
+            .chain(layers)
     }
 
-    /// The same with their formats, and the disks of the last pulls with what those stand on.
+    /// The same without the formats.
+    pub fn images(&self) -> impl Iterator<Item = &Path> {
+        self.named().map(|(image, _)| image)
+    }
+
+    /// The same with the formats, and the disks of the last pulls with what those stand on.
     pub(crate) fn image_files(&self) -> impl Iterator<Item = Backing> {
-        let disks = self.snapshots.iter().flat_map(|snapshot| &snapshot.disks);
-        let managed = self.managed.iter().flat_map(|managed| &managed.disks);
-        let proofs = disks.chain(managed);
-        let layers = self.layers.iter().flat_map(|layer| {
-            let below = layer.backing.clone();
-            let own = Backing::from(&layer.target());
-            below.into_iter().chain([own, layer.base.clone()])
+        let named = self.named().map(|(image, format)| Backing {
+            image: image.into(),
+            format,
         });
         let pulls = self.pulls.iter().flat_map(|pull| {
             let own = Backing::from(&pull.disk);
             pull.onto.clone().into_iter().chain([own])
         });
-        proofs
-            .map(|proof| Backing::from(&proof.target))
-            .chain(layers)
-            .chain(pulls)
+        named.chain(pulls)
     }
 
     /// The disks of all snapshots that are not being deleted.

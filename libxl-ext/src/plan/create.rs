@@ -128,13 +128,7 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
             },
         ]);
     }
-    plan.steps
-        .extend(live.monitor.map(|process| Step::HoldMonitor { process }));
-    if guest == GuestState::Paused {
-        plan.steps.push(Step::Wake { life });
-        plan.notes
-            .push("the domain is paused: it runs for an instant in order to suspend".into());
-    }
+    let_suspend(&mut plan, live, guest);
     plan.steps.push(Step::SaveMemory {
         life,
         id,
@@ -256,6 +250,17 @@ fn live_save(
             .into(),
     );
     Ok(true)
+}
+
+/// What comes before a guest suspends itself: xl's monitor would take that for its end, and a paused guest cannot.
+pub(super) fn let_suspend(plan: &mut Plan, live: &LiveDomain, guest: GuestState) {
+    plan.steps
+        .extend(live.monitor.map(|process| Step::HoldMonitor { process }));
+    if guest == GuestState::Paused {
+        plan.steps.push(Step::Wake { life: live.life });
+        plan.notes
+            .push("the domain is paused: it runs for an instant in order to suspend".into());
+    }
 }
 
 /// The state to which the guest returns, if it is in one from which its memory can be saved.

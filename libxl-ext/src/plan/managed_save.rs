@@ -5,7 +5,7 @@
 //! it to the guest, or, if the host went down in that instant, to neither.
 
 use super::claims::require_unclaimed;
-use super::create::{guest_state, require_room};
+use super::create::{guest_state, let_suspend, require_room};
 use super::disks::target;
 use super::{Cost, Fresh, Memory, Operation, Plan, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
@@ -98,13 +98,7 @@ pub(super) fn save(
         seen_running: None,
     };
     plan.steps.push(Step::CreateDirectory { id });
-    plan.steps
-        .extend(live.monitor.map(|process| Step::HoldMonitor { process }));
-    if guest == GuestState::Paused {
-        plan.steps.push(Step::Wake { life });
-        plan.notes
-            .push("the domain is paused: it runs for an instant in order to suspend".into());
-    }
+    let_suspend(&mut plan, live, guest);
     plan.steps.extend([
         Step::SaveMemory {
             life,

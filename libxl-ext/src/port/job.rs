@@ -4,7 +4,7 @@
 use super::qmp::{RUN_DIRECTORY, short};
 use super::qmp_wire::{Command, Monitor};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::atomic;
+use crate::store::{absent_is_fine, atomic};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -215,12 +215,8 @@ impl Forgotten<'_> {
     /// [`ErrorKind::Io`] if it cannot be removed.
     pub(super) fn remove(&self, id: &Id) -> Result<()> {
         let path = self.path(id);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io(format!("remove {}", path.display()), error))
-            }
-            _ => Ok(()),
-        }
+        absent_is_fine(std::fs::remove_file(&path))
+            .map_err(|error| Error::io(format!("remove {}", path.display()), error))
     }
 }
 

@@ -6,11 +6,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
 use crate::exec;
 use crate::model::domain::DomainState;
-use crate::model::record::ManagedImage;
+use crate::model::record::{DomainRecord, ManagedImage};
 use crate::observe::{MemoryRoom, Naming, Target, memory_rooms, observe, resolve};
 use crate::plan::{self, Fresh};
 use crate::store::{DomainLock, RecordFile};
 use serde::Serialize;
+use std::fmt::Display;
 
 /// A domain that was saved, and goes on from there when it is started.
 #[derive(Clone, Debug, Serialize)]
@@ -90,19 +91,27 @@ impl Host {
     pub fn managed_saves(&self, observer: &dyn Observer) -> (Vec<ManagedSave>, Vec<Error>) {
         let mut saved = Vec::new();
         let mut failed = Vec::new();
-        for domain in self.store.domains() {
-            let (domain, found) = match domain.or_else(exec::domain_in_progress) {
-                Ok(domain) => {
-                    // Names, also if they are digits.
-                    let found = self.saved_of(&domain, Naming::Name, observer);
-                    (domain, found)
-                }
-                Err((directory, error)) => (directory.display().to_string(), Err(error)),
+        let mut kept: Vec<_> = self.store.records().collect();
+        let name = |record: &Result<Option<DomainRecord>>| {
+            let record = record.as_ref().ok()?.as_ref()?;
+            Some(record.domain.clone())
+        };
+        kept.sort_by_cached_key(|(_, record)| name(record));
+        for (directory, record) in kept {
+            let domain = match record {
+                Ok(Some(record)) => Ok(Some(record.domain)),
+                Ok(None) => exec::domain_in_progress(&directory),
+                Err(error) => Err(error),
             };
-            match found {
-                Ok(found) => saved.extend(found),
-                Err(error) => failed
-                    .push(error.while_doing(format!("look what was saved of domain '{domain}'"))),
+            let what = |of: &dyn Display| format!("look what was saved of domain '{of}'");
+            match domain {
+                Ok(None) => {}
+                // Names, also if they are digits.
+                Ok(Some(domain)) => match self.saved_of(&domain, Naming::Name, observer) {
+                    Ok(found) => saved.extend(found),
+                    Err(error) => failed.push(error.while_doing(what(&domain))),
+                },
+                Err(error) => failed.push(error.while_doing(what(&directory.display()))),
             }
         }
         (saved, failed)
@@ -150,11 +159,13 @@ impl Host {
     /// A domain that was saved and runs was started by other means. That is written down, since its disks need not tell
     /// it later: block devices have no last write, and what ran need not have written.
     pub(super) fn void_what_was_saved(target: &Target) -> Result<()> {
-        let is_there = target.view.is_some_and(|it| it.state != DomainState::Dying);
+        if target.view.is_none_or(|it| it.state == DomainState::Dying) {
+            return Ok(());
+        }
         let RecordFile::Whole(mut record) = target.store.read()? else {
             return Ok(());
         };
-        let saved = record.managed.as_mut().filter(|_| is_there);
+        let saved = record.managed.as_mut();
         let Some(image) = saved.filter(|image| image.seen_running.is_none()) else {
             return Ok(());
         };

@@ -55,17 +55,9 @@ impl Store {
         Self { root: root.into() }
     }
 
-    /// The names of the domains of which something is kept, sorted; or, where there is no record that can be read, the
-    /// directory, and why.
-    pub(crate) fn domains(&self) -> Vec<Result<String, (PathBuf, Error)>> {
-        let mut names: Vec<_> = read_records(&self.root)
-            .map(|(directory, record)| match record {
-                Ok(record) => Ok(record.domain),
-                Err(error) => Err((directory, error)),
-            })
-            .collect();
-        names.sort_by(|a, b| a.as_ref().ok().cmp(&b.as_ref().ok()));
-        names
+    /// The directories of the domains of which something is kept, each with its record, if there is one.
+    pub(crate) fn records(&self) -> impl Iterator<Item = (PathBuf, Result<Option<DomainRecord>>)> {
+        records(&self.root).flatten()
     }
 
     /// Bytes that can still be written below it.
@@ -266,6 +258,17 @@ impl DomainStore {
             .collect()
     }
 
+    /// The records of all domains, this one's too.
+    ///
+    /// # Errors
+    /// If one of them cannot be read.
+    pub(crate) fn all_records(&self) -> Result<Vec<DomainRecord>> {
+        let root = self.directory.parent();
+        let all = root.into_iter().flat_map(records);
+        all.filter_map(|found| found.and_then(|(_, record)| record).transpose())
+            .collect()
+    }
+
     /// Creates the domain's directory if it is not there.
     ///
     /// # Errors
@@ -423,25 +426,36 @@ fn directory_or_nothing(path: &Path) -> Result<()> {
 
 /// The records of all domains, as far as they can be read.
 fn records_below(root: &Path) -> impl Iterator<Item = DomainRecord> + use<> {
-    read_records(root).filter_map(|(_, record)| record.ok())
+    records(root)
+        .flatten()
+        .filter_map(|(_, record)| record.ok().flatten())
 }
 
-/// The record in each directory that has one, or should: something was begun there.
-fn read_records(root: &Path) -> impl Iterator<Item = (PathBuf, Result<DomainRecord>)> + use<> {
-    let entries = fs::read_dir(root).into_iter().flatten().flatten();
-    entries.filter_map(|entry| {
-        let directory = entry.path();
-        let path = directory.join("domain");
-        let record = match atomic::read_own(&path) {
-            Ok(None) if atomic::is_there(&directory.join(JOURNAL)) => Err(Error::new(
-                ErrorKind::NeedsRepair,
-                format!("{} has a journal and no record", directory.display()),
-            )),
-            Ok(None) => return None,
-            Ok(Some(bytes)) => Envelope::RECORD.open(&bytes, &path),
-            Err(error) => Err(error),
+/// The directories of all domains, each with its record, if there is one.
+fn records(
+    root: &Path,
+) -> impl Iterator<Item = Result<(PathBuf, Result<Option<DomainRecord>>)>> + use<> {
+    let listed = format!("list {}", root.display());
+    let (entries, error) = match fs::read_dir(root) {
+        Ok(entries) => (Some(entries), None),
+        Err(error) => (None, Some(Err(error))),
+    };
+    let entries = entries.into_iter().flatten().chain(error);
+    entries.filter_map(move |entry| {
+        let directory = match entry {
+            Ok(entry) => entry.path(),
+            Err(error) => return Some(Err(Error::io(listed.clone(), error))),
         };
-        Some((directory, record))
+        directory.is_dir().then(|| {
+            let path = directory.join("domain");
+            let bytes = atomic::read_own(&path);
+            let record = bytes.and_then(|bytes| {
+                bytes
+                    .map(|bytes| Envelope::RECORD.open(&bytes, &path))
+                    .transpose()
+            });
+            Ok((directory, record))
+        })
     })
 }
 

@@ -15,6 +15,7 @@ pub mod power_cuts;
 pub mod process;
 pub mod product;
 pub mod qemu;
+mod random;
 pub mod results;
 pub mod run_dir;
 pub mod ssh;

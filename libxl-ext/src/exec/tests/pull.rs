@@ -8,7 +8,7 @@ use super::delete::delete;
 use super::jobs::PACE;
 use super::{Case, assert_whole, create_as, execute, names, prepared_as, revert, running, see};
 use crate::error::{ErrorKind, Result};
-use crate::event::{Observer, Progress, Unobserved};
+use crate::event::{Impatient, Observer, Progress, Unobserved};
 use crate::exec::tests::world::{IMAGES, NAME, Shared};
 use crate::model::disk::{DiskKind, ImageFormat};
 use crate::model::layer::Backing;
@@ -402,18 +402,6 @@ fn a_pull_while_off_is_all_or_nothing() {
     };
     let points = case.every_fault(|host| pull(host, &request("xvda")).map(drop));
     assert!(points > 25, "{points}");
-}
-
-/// Ends a pull once it has come so far.
-struct Impatient;
-
-impl Observer for Impatient {
-    fn step(&self, _what: &str) {}
-    fn progress(&self, _progress: Progress) {}
-    fn note(&self, _text: &str) {}
-    fn wants_abort(&self) -> bool {
-        true
-    }
 }
 
 #[test]

@@ -219,7 +219,12 @@ impl Reader {
                 return Err(error);
             }
         }
-        Ok(&self.source()[self.ready.clone()])
+        Ok(self.ready_bytes())
+    }
+
+    /// What [`Reader::next_bytes`] gave, as far as it is not taken.
+    pub(crate) fn ready_bytes(&self) -> &[u8] {
+        &self.source()[self.ready.clone()]
     }
 
     /// The bytes that come next, if they are zeros that stay where they are.

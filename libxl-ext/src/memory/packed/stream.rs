@@ -12,6 +12,10 @@
 
 use super::PAGE;
 use crate::error::Result;
+use crate::memory::stream::{
+    BIG_ENDIAN, LIBXC_END, LIBXC_ID, LIBXC_MARKER, LIBXC_PAGE_DATA, LIBXC_VERSIONS, LIBXL_END,
+    LIBXL_IDENT, LIBXL_LIBXC_CONTEXT, LIBXL_VERSION, RECORD_MAX, WITHOUT_CONTENT,
+};
 use nom::Parser;
 use nom::bytes::complete::{tag, take};
 use nom::combinator::{all_consuming, verify};
@@ -25,37 +29,18 @@ const XL_BYTE_ORDER: u32 = 0x0102_0304;
 
 /// libxl's header: ident, version, options, all big endian.
 const LIBXL_HEAD: usize = 8 + 4 + 4;
-/// "LibxlFmt".
-const LIBXL_IDENT: u64 = 0x4c69_6278_6c46_6d74;
-const LIBXL_VERSION: u32 = 2;
-const LIBXL_END: u32 = 0;
-/// The record after which libxc's stream follows.
-const LIBXL_LIBXC_CONTEXT: u32 = 1;
 
 /// libxc's header, big endian: marker, id, version, options, 6 bytes; then the domain's: type, shift of a page, 2 bytes,
 /// Xen's version in two words.
 const LIBXC_HEAD: usize = 8 + 4 + 4 + 2 + 6 + 4 + 2 + 2 + 4 + 4;
-const LIBXC_MARKER: u64 = u64::MAX;
-/// "XENF".
-const LIBXC_ID: u32 = 0x5845_4e46;
-const LIBXC_VERSIONS: std::ops::RangeInclusive<u32> = 2..=3;
-const LIBXC_END: u32 = 0;
-const LIBXC_PAGE_DATA: u32 = 1;
-
-/// Bit 0 of the options of both streams: the rest is big endian.
-const BIG_ENDIAN: u32 = 1;
 
 /// A record's type and length.
 const RECORD_HEAD: usize = 4 + 4;
-/// Longest record that Xen takes, in bytes (its REC_LENGTH_MAX).
-const RECORD_MAX: u32 = 128 << 20;
 
 /// The head of a record of pages: how many, and 4 bytes.
 const PAGES_HEAD: usize = 4 + 4;
 /// The number of a page: its type above, which one it is below.
 const NUMBER: usize = 8;
-/// Of these types no content follows (broken, only allocated, not there).
-const WITHOUT_CONTENT: std::ops::RangeInclusive<u64> = 0xd..=0xf;
 
 /// Who gets the pieces, in their order.
 pub(crate) trait Sink {

@@ -5,10 +5,10 @@ use std::fmt;
 use anyhow::{Result, bail, ensure};
 
 use super::model::{Action, Model};
-use super::random::Random;
 use super::{DISKS, LIMIT, product, start_guest};
 use crate::guest::{LIVED, mebibytes_sum};
 use crate::host::Lab;
+use crate::random::Random;
 use crate::ssh::quote;
 
 /// What the next command said that it did.

@@ -7,7 +7,6 @@
 
 mod checks;
 mod model;
-mod random;
 
 use std::fmt::{self, Write as _};
 use std::io::{BufRead as _, BufReader};
@@ -21,10 +20,10 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::guest::{Guest, GuestSpec};
 use crate::host::Lab;
 use crate::product::Product;
+use crate::random::Random;
 use crate::ssh::quote;
 use checks::Found;
 use model::{Action, Kind, Model};
-use random::Random;
 
 /// The guest's name.
 const NAME: &str = "cuts";

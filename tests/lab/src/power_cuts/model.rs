@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use super::random::Random;
 use super::{DISKS, NAME, product};
 use crate::guest::{LIVED, lived_on, places};
 use crate::host::Lab;
+use crate::random::Random;
 use crate::ssh::quote;
 
 /// The snapshot that is never deleted, so that the domain always has one.

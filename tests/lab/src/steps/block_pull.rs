@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use super::snapshot::sums;
 use super::snapshot_external::active;
-use super::template_disk::{Numbers, Pulled, two_on_templates};
+use super::template_disk::{Pulled, two_on_templates};
 use crate::guest::{Guest, GuestSpec, Kind};
 use crate::host::Lab;
 use crate::product::Product;
+use crate::random::Random;
 use crate::step::{Context, Step};
 
 pub(super) const STEPS: &[Step] = &[
@@ -94,10 +95,10 @@ fn two_disks_of(lab: &Lab, spec: GuestSpec) -> Result<()> {
     let guest = Guest::create(lab, &spec)?;
     let product = Product::of(lab, &guest);
     let counter = guest.counter()?;
-    let mut numbers = Numbers(20_26);
+    let mut random = Random::new(20_26);
     disks
         .iter()
-        .try_for_each(|disk| disk.write(&guest, &mut numbers))?;
+        .try_for_each(|disk| disk.write(&guest, &mut random))?;
     let plan = product.run("block-pull --plan {} xvda")?;
     ensure!(
         plan.contains("what xvda") && plan.contains("template.raw stays"),
@@ -112,7 +113,7 @@ fn two_disks_of(lab: &Lab, spec: GuestSpec) -> Result<()> {
     let mut seen = Vec::new();
     for _ in 0..3 {
         for (disk, vdev) in disks.iter().zip(["xvda", "xvdb"]) {
-            disk.write(&guest, &mut numbers)?;
+            disk.write(&guest, &mut random)?;
             let info = info(&product, vdev)?;
             assert_eq!(info["state"], "running", "{info}");
             seen.push(info["cur"].as_u64().context("no cur")?);
@@ -122,7 +123,7 @@ fn two_disks_of(lab: &Lab, spec: GuestSpec) -> Result<()> {
         product.run(&format!("block-pull-set-speed {{}} {vdev} 4M"))?;
     }
     for disk in &disks {
-        disk.write(&guest, &mut numbers)?;
+        disk.write(&guest, &mut random)?;
     }
     println!("positions while the guest wrote: {seen:?}");
     for (disk, vdev) in disks.iter().zip(["xvda", "xvdb"]) {
@@ -165,7 +166,7 @@ fn increments(context: &mut Context) -> Result<()> {
     let disk = Pulled::make(lab, &spec.dir(), "xvda", 40)?;
     let guest = Guest::create(lab, &spec.another_disk(&disk.entry()))?;
     let product = Product::of(lab, &guest);
-    let mut numbers = Numbers(7);
+    let mut random = Random::new(7);
     let mut positions = vec![0];
     let step = |product: &Product<'_>| -> Result<Value> {
         let text = product.run("block-pull --step 8M --json {} xvda")?;
@@ -179,7 +180,7 @@ fn increments(context: &mut Context) -> Result<()> {
             break;
         }
         assert_eq!(info["state"], "paused");
-        disk.write(&guest, &mut numbers)?;
+        disk.write(&guest, &mut random)?;
         assert_eq!(state(&product, "xvda")?, "paused", "it stands still");
         let now = self::info(&product, "xvda")?["cur"].as_u64();
         assert_eq!(now.as_ref(), positions.last(), "it stands still");
@@ -407,10 +408,10 @@ fn domain_goes_away(context: &mut Context) -> Result<()> {
     let spec = spec.another_disk(&disk.entry());
     let guest = Guest::create(lab, &spec)?;
     let product = Product::of(lab, &guest);
-    let mut numbers = Numbers(99);
-    let begin = |numbers: &mut Numbers| -> Result<()> {
+    let mut random = Random::new(99);
+    let begin = |random: &mut Random| -> Result<()> {
         product.run("block-pull --bandwidth 128K {} xvda")?;
-        disk.write(&guest, numbers)?;
+        disk.write(&guest, random)?;
         assert_eq!(state(&product, "xvda")?, "running");
         Ok(())
     };
@@ -418,27 +419,27 @@ fn domain_goes_away(context: &mut Context) -> Result<()> {
         assert_eq!(state(&product, "xvda")?, "interrupted");
         disk.ensure_on_template()
     };
-    begin(&mut numbers)?;
+    begin(&mut random)?;
     guest.mark_disks(false)?;
     guest.destroy()?;
     interrupted()?;
     lab.run(&format!("xl create {}", spec.config_path()))?;
     guest.wait_ready()?;
 
-    begin(&mut numbers)?;
+    begin(&mut random)?;
     let file = format!("{}/saved", guest.dir());
     lab.run_within(&format!("xl save {} {file}", guest.name()), LIMIT)?;
     interrupted()?;
     lab.run_within(&format!("xl restore {file} && rm {file}"), LIMIT)?;
     guest.wait_ready()?;
 
-    begin(&mut numbers)?;
+    begin(&mut random)?;
     product.run("managed-save {}")?;
     refused_once_free(&product, "was saved")?;
     interrupted()?;
     product.run("start {}")?;
     guest.wait_ready()?;
-    disk.write(&guest, &mut numbers)?;
+    disk.write(&guest, &mut random)?;
 
     // By increments, over the death of the one and the other.
     product.run("block-pull --step 16M {} xvda")?;
@@ -455,7 +456,7 @@ fn domain_goes_away(context: &mut Context) -> Result<()> {
     lab.run(&format!("rm {}", disk.template()))?;
     lab.run(&format!("xl create {}", spec.config_path()))?;
     guest.wait_ready()?;
-    disk.write(&guest, &mut numbers)?;
+    disk.write(&guest, &mut random)?;
     guest.mark_disks(false)?;
     disk.ensure_alone()
 }
@@ -473,15 +474,15 @@ fn aborts(context: &mut Context) -> Result<()> {
     let guest = Guest::create(lab, &spec)?;
     let product = Product::of(lab, &guest);
     let name = guest.name();
-    let mut numbers = Numbers(50);
+    let mut random = Random::new(50);
     let mut ends = Vec::new();
     for round in 0..rounds {
         let disk = Pulled::make(lab, &guest.dir(), "xvdc", 16)?;
         lab.run(&format!("xl block-attach {name} {}", disk.entry()))?;
         guest.wait_disk("xvdc")?;
         product.run("block-pull --bandwidth 256K {} xvdc")?;
-        let end = Instant::now() + Duration::from_millis(numbers.below(15_000));
-        disk.write(&guest, &mut numbers)?;
+        let end = Instant::now() + Duration::from_millis(random.below(15_000));
+        disk.write(&guest, &mut random)?;
         std::thread::sleep(end.saturating_duration_since(Instant::now()));
         let text = product.run("block-pull-abort --json {} xvdc")?;
         let aborted: Value = serde_json::from_str(&text)?;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use super::faults::{self, die_at};
 use super::small_store::SmallStore;
 use super::snapshot::{DISKS, State, two_disks};
 use super::snapshot_life::is_paused;
@@ -63,9 +64,6 @@ pub(super) const STEPS: &[Step] = &[
 /// Long enough for a save and a restore on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// The program with the fault points: see `make faults`.
-const PROGRAM: &str = "xl-ext-faults";
-
 /// What `managed-save-status` says: its exit status.
 pub(super) fn status(product: &Product<'_>) -> Result<i32> {
     let output = product.try_run("managed-save-status {}")?;
@@ -84,30 +82,6 @@ pub(super) fn status(product: &Product<'_>) -> Result<i32> {
 fn ensure_goes_on(guest: &Guest<'_>, state: &State, counter: u64) -> Result<()> {
     assert_eq!(&State::read(guest)?, state);
     guest.wait_counter_beyond(counter).map(drop)
-}
-
-/// Copies the program with the fault points to dom0.
-pub(super) fn install_faults(context: &Context) -> Result<()> {
-    let program = context.consumer(PROGRAM)?;
-    let target = format!("/usr/local/sbin/{PROGRAM}");
-    context.lab().put(&program, &target)
-}
-
-/// Gives a command that dies at a point.
-pub(super) fn die_at(lab: &Lab, product: &Product<'_>, arguments: &str, point: &str) -> Result<()> {
-    let command = product.command(arguments);
-    let command = command.replacen(" xl-ext ", &format!(" {PROGRAM} "), 1);
-    let output = lab.try_run(
-        &format!("XL_EXT_FAULT={point} {command}; echo status $?"),
-        LIMIT,
-    )?;
-    ensure!(
-        output.stdout.ends_with("status 137\n"),
-        "{arguments} was not killed at {point}: {}{}",
-        output.stdout,
-        output.stderr
-    );
-    Ok(())
 }
 
 fn expensive(context: &mut Context, name: &str, kind: Kind) -> Result<()> {
@@ -405,7 +379,7 @@ fn of_all(context: &mut Context) -> Result<()> {
 fn fault_points(context: &mut Context) -> Result<()> {
     context.is_expensive()?;
     context.needs_product()?;
-    install_faults(context)?;
+    faults::install(context)?;
     let lab = context.lab();
     let (guest, product) = two_disks(lab, "points")?;
     let state = State::set(&guest, "points")?;

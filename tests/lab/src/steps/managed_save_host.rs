@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::managed_save::{die_at, install_faults, status};
+use super::faults::{self, die_at};
+use super::managed_save::status;
 use super::snapshot::{DISKS, State, two_disks};
 use crate::guest::{Guest, GuestSpec};
 use crate::host::Lab;
@@ -121,7 +122,7 @@ fn cut_at(
 /// Before the guest may run it is there to go on; after that it is not, and never has two lives.
 fn power_cuts_of_start(context: &mut Context) -> Result<()> {
     context.needs_product()?;
-    install_faults(context)?;
+    faults::install(context)?;
     let (guest, product) = two_disks(context.lab(), "cutstart")?;
     let state = State::set(&guest, "before")?;
     product.run("managed-save {}")?;
@@ -165,7 +166,7 @@ fn power_cuts_of_start(context: &mut Context) -> Result<()> {
 fn power_cuts_of_save(context: &mut Context) -> Result<()> {
     context.is_expensive()?;
     context.needs_product()?;
-    install_faults(context)?;
+    faults::install(context)?;
     let (guest, _) = two_disks(context.lab(), "cutsave")?;
     let state = State::set(&guest, "before")?;
     context.lab().run("sync")?;

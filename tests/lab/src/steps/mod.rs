@@ -2,6 +2,7 @@
 
 mod block_pull;
 mod capi;
+mod faults;
 mod guest_types;
 mod guests;
 mod managed_save;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::faults;
 use super::snapshot::State;
 use crate::coverage::{Cells, Disks, Feature};
 use crate::guest::{Guest, GuestSpec};
@@ -80,12 +81,6 @@ pub(super) const STEPS: &[Step] = &[
     },
 ];
 
-/// The program with the fault points: see `make faults`.
-const PROGRAM: &str = "xl-ext-faults";
-
-/// Long enough for a revert on a loaded machine.
-const LIMIT: Duration = Duration::from_secs(300);
-
 /// An operation that is killed over and over. The guest lives on from `kept` to `present` after the preparation.
 struct Scene {
     /// What the guest is called.
@@ -156,9 +151,8 @@ fn is_telling(point: &str) -> bool {
 /// At the points that are chosen, and its recovery too.
 fn killed_at(context: &mut Context, scene: &Scene, is_chosen: fn(&str) -> bool) -> Result<()> {
     context.is_expensive()?;
-    let program = context.consumer(PROGRAM)?;
+    faults::install(context)?;
     let lab = context.lab();
-    lab.put(&program, &format!("/usr/local/sbin/{PROGRAM}"))?;
     let guest = Guest::create(lab, &GuestSpec::pv(&scene.name).disks(&[8, 8]))?;
     let started = Instant::now();
     let product = Product::of(lab, &guest);
@@ -232,20 +226,11 @@ fn killed_at(context: &mut Context, scene: &Scene, is_chosen: fn(&str) -> bool) 
 }
 
 impl Stage<'_> {
-    /// The command with the program that has fault points, and what that is told.
-    fn with_faults(&self, told: &str, arguments: &str) -> String {
-        let command = self.product.command(arguments);
-        format!(
-            "{told} {}",
-            command.replacen(" xl-ext ", &format!(" {PROGRAM} "), 1)
-        )
-    }
-
     /// The points that a command passes. It is carried out.
     fn points_of(&self, arguments: &str) -> Result<Vec<String>> {
         let log = format!("{}.points", self.guest.dir());
         let told = format!("XL_EXT_FAULT_LOG={}", quote(&log));
-        let command = self.with_faults(&told, arguments);
+        let command = faults::command(&self.product, &told, arguments);
         let text = self
             .lab
             .run(&format!("{command} >/dev/null && cat {log} && rm {log}"))?;
@@ -258,20 +243,8 @@ impl Stage<'_> {
         Ok(points)
     }
 
-    /// Gives a command that dies at a point.
     fn die_at(&self, arguments: &str, point: &str) -> Result<()> {
-        let told = format!("XL_EXT_FAULT={point}");
-        let command = self.with_faults(&told, arguments);
-        let output = self
-            .lab
-            .try_run(&format!("{command}; echo status $?"), LIMIT)?;
-        ensure!(
-            output.stdout.ends_with("status 137\n"),
-            "{arguments} was not killed at {point}: {}{}",
-            output.stdout,
-            output.stderr
-        );
-        Ok(())
+        faults::die_at(self.lab, &self.product, arguments, point)
     }
 
     /// Gives the next command, which also looks whether all snapshots are whole, and checks that everything is as

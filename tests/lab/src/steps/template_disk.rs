@@ -4,22 +4,10 @@ use anyhow::{Result, ensure};
 
 use crate::guest::{Guest, GuestSpec};
 use crate::host::Lab;
+use crate::random::Random;
 
 /// Where an image is written out to be compared.
 const FLAT: &str = "/root/pulled.flat";
-
-/// Where numbers come from that are the same in each run.
-pub(super) struct Numbers(pub(super) u64);
-
-impl Numbers {
-    /// One below `bound`. (Marsaglia's xorshift.)
-    pub(super) fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-}
 
 /// A disk on a template that is full of random bytes, with a file beside it that is kept as the disk should be.
 pub(super) struct Pulled<'a> {
@@ -65,11 +53,11 @@ impl<'a> Pulled<'a> {
     }
 
     /// The guest writes somewhere, and so do we.
-    pub(super) fn write(&self, guest: &Guest<'_>, numbers: &mut Numbers) -> Result<()> {
-        let at = 1 + u32::try_from(numbers.below(u64::from(self.mib) - 2))?;
-        let word = format!("w{}", numbers.below(1_000_000));
+    pub(super) fn write(&self, guest: &Guest<'_>, random: &mut Random) -> Result<()> {
+        let at = 1 + u32::try_from(random.below(u64::from(self.mib) - 2))?;
+        let word = format!("w{}", random.below(1_000_000));
         guest.write(&self.vdev, at, 1, &word)?;
-        let sector = 2048 + u32::try_from(numbers.below(u64::from(self.mib - 1) * 2048))?;
+        let sector = 2048 + u32::try_from(random.below(u64::from(self.mib - 1) * 2048))?;
         guest.write_sector(&self.vdev, sector, word.as_bytes())?;
         let expected = self.expected();
         self.lab.run(&format!(

@@ -1,10 +1,11 @@
 //! Numbers that a seed determines: Steele, Lea and Flood's SplitMix64.
 
+/// Where they come from.
 #[derive(Debug, Clone)]
-pub(super) struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    pub(super) const fn new(seed: u64) -> Self {
+    pub(crate) const fn new(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -16,19 +17,24 @@ impl Random {
         z ^ (z >> 31)
     }
 
+    /// One below `bound`, which is not 0.
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
     /// From 0 up to, and not with, 1.
-    pub(super) fn fraction(&mut self) -> f64 {
+    pub(crate) fn fraction(&mut self) -> f64 {
         f64::from(u32::try_from(self.next() >> 32).unwrap_or(0)) / 4_294_967_296.0
     }
 
     /// One of these.
-    pub(super) fn choose<'a, T>(&mut self, among: &'a [T]) -> Option<&'a T> {
+    pub(crate) fn choose<'a, T>(&mut self, among: &'a [T]) -> Option<&'a T> {
         let count = u64::try_from(among.len()).ok()?;
         let at = self.next().checked_rem(count)?;
         among.get(usize::try_from(at).ok()?)
     }
 
-    pub(super) fn is_heads(&mut self) -> bool {
+    pub(crate) fn is_heads(&mut self) -> bool {
         self.next() >> 63 == 1
     }
 }
