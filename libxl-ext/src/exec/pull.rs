@@ -7,20 +7,20 @@ use crate::model::below::below;
 use crate::model::disk::ImageFormat;
 use crate::model::domain::DomainLife;
 use crate::model::layer::{Backing, Layer};
-use crate::model::pull::{CHUNK, Pull, PullState};
+use crate::model::pull::{CHUNK, ONE_CHUNK, Pull, PullState};
 use crate::model::record::DomainRecord;
 use crate::plan::{PullChange, PullStep};
 use crate::port::{PullJob, PullJobState, Word, Worker};
 use std::time::{Duration, Instant};
 
-/// Between two looks at a job. What it copies meanwhile is what it may be late by.
+/// Between two looks at a job.
 const LOOK_EVERY: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 10 });
 
 /// How often the domain is looked for while its disk is worked on because it is off, in looks at the job.
 const DOMAIN_EVERY: u32 = 10;
 
-/// A look and what goes with it takes no less, whatever the clock says.
-const LOOK_LEAST: Duration = Duration::from_millis(50);
+/// Between two looks at a job that waits after each chunk: its length decides how fast an increment can be.
+const CHUNK_EVERY: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 1 });
 
 /// How far a pull is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,13 +110,15 @@ impl Performer<'_> {
         }
     }
 
-    /// Waits until a job has dealt with the bytes of a disk up to `until`, which it then goes beyond by as little as can be.
+    /// Waits until a job has dealt with the bytes of a disk up to `until`. If that is not the end, it goes beyond by
+    /// two chunks at most, and by what it need not copy, however rarely we come to look at it: it copies chunk by chunk,
+    /// each on our word ([`Chunks`]).
     fn wait_for_bytes(&self, by: &Worker, pull: &Pull, until: u64) -> Result<()> {
         let pulls = &self.ports.pulls;
         let image = &pull.disk.image;
         let mut looks = 0_u32;
-        let mut limit = None;
-        let mut looked = Instant::now();
+        let mut chunks = (until < pull.size).then(|| Chunks::new(pull.bandwidth));
+        let mut whole = chunks.is_none().then_some(pull.bandwidth);
         loop {
             let job = pulls.look(by, image)?.ok_or_else(|| {
                 let disk = &pull.disk;
@@ -142,15 +144,9 @@ impl Performer<'_> {
                     };
                 }
             }
-            let wanted = if until < pull.size {
-                speed_for(until - job.done, looked.elapsed(), pull.bandwidth)
-            } else {
-                pull.bandwidth
-            };
-            if limit.replace(wanted) != Some(wanted) {
-                pulls.tell(by, image, Word::Speed(wanted))?;
+            if let Some(speed) = whole.take().or_else(|| chunks.as_mut()?.next()) {
+                pulls.tell(by, image, Word::Speed(speed))?;
             }
-            looked = Instant::now();
             if self.observer.wants_abort() {
                 return Err(Error::new(ErrorKind::Aborted, "stopped on request"));
             }
@@ -163,7 +159,7 @@ impl Performer<'_> {
                 )
                 .hint("what was pulled stays; the next pull goes on with it"));
             }
-            std::thread::sleep(LOOK_EVERY);
+            std::thread::sleep(chunks.as_ref().map_or(LOOK_EVERY, |_| CHUNK_EVERY));
         }
     }
 
@@ -274,14 +270,33 @@ impl Performer<'_> {
     }
 }
 
-/// How fast a job may be, in bytes per second, that has so many bytes left and is looked at so often: until the next look it
-/// copies no more than half of that, and no less than QEMU copies at a time.
-fn speed_for(left: u64, between: Duration, bandwidth: u64) -> u64 {
-    let millis = u64::try_from(between.max(LOOK_LEAST).as_millis()).unwrap_or(u64::MAX);
-    let speed = (left / 2).max(CHUNK).saturating_mul(1000) / millis;
-    match bandwidth {
-        0 => speed.max(1),
-        bandwidth => bandwidth.min(speed.max(1)),
+/// The words that make a job copy a chunk each. At a few bytes per second a job copies one chunk ([`CHUNK`]) and then sleeps
+/// for hours, which a word that it may be faster ends (QEMU's `block_job_set_speed`, and `ratelimit_calculate_delay`).
+struct Chunks {
+    speed: u64,
+    /// So that the bandwidth is kept.
+    between: Duration,
+    said: Option<Instant>,
+}
+
+impl Chunks {
+    fn new(bandwidth: u64) -> Self {
+        let millis = (CHUNK * 1000).checked_div(bandwidth).unwrap_or(0);
+        Self {
+            speed: ONE_CHUNK,
+            between: Duration::from_millis(millis),
+            said: None,
+        }
+    }
+
+    /// The speed to tell the job now, in bytes per second, if it is time for another chunk.
+    fn next(&mut self) -> Option<u64> {
+        if self.said.is_some_and(|said| said.elapsed() < self.between) {
+            return None;
+        }
+        self.said = Some(Instant::now());
+        self.speed += 1;
+        Some(self.speed)
     }
 }
 
@@ -361,13 +376,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearer_the_end_of_an_increment_and_the_rarer_the_looks_the_slower_it_is() {
-        let (often, rarely) = (Duration::ZERO, Duration::from_millis(500));
-        let mib = 1 << 20;
-        assert_eq!(speed_for(8 * mib, often, 0), 80 * mib);
-        assert_eq!(speed_for(8 * mib, rarely, 0), 8 * mib);
-        assert_eq!(speed_for(1, rarely, 0), 2 * CHUNK);
-        assert_eq!(speed_for(8 * mib, often, mib), mib);
-        assert_eq!(speed_for(1, often, 1 << 30), 20 * CHUNK);
+    fn a_job_is_told_to_be_faster_for_each_chunk_as_often_as_the_bandwidth_lets_it() {
+        let mut all = Chunks::new(0);
+        assert_eq!((all.next(), all.next()), (Some(2), Some(3)));
+        let mut slow = Chunks::new(1);
+        assert_eq!(slow.between, Duration::from_secs(CHUNK));
+        assert_eq!((slow.next(), slow.next()), (Some(2), None));
     }
 }

@@ -133,17 +133,17 @@ const CURSOR_UNIT: u64 = 1 << 12;
 /// What QEMU copies at a time (block/stream.c, `STREAM_CHUNK`), in bytes.
 pub(crate) const CHUNK: u64 = 512 << 10;
 
-/// QEMU counts what it copied in slices of a tenth of a second, and stops for the rest of one in which it was enough.
-pub(crate) const SLICES: u64 = 10;
+/// In bytes per second: so slow that a job sleeps after its first chunk until it is told otherwise.
+pub(crate) const ONE_CHUNK: u64 = 1;
 
 impl Pull {
-    /// How fast a job begins, in bytes per second; 0 for as fast as can be. What belongs to increments begins slowly,
-    /// since nobody looks how far it is in the first instants.
+    /// How fast a job begins, in bytes per second; 0 for as fast as can be. What belongs to increments waits after its first
+    /// chunk, since nobody looks how far it is in the first instants.
     pub(crate) fn first_speed(&self) -> u64 {
-        match (self.increments, self.bandwidth) {
-            (false, bandwidth) => bandwidth,
-            (true, 0) => CHUNK * SLICES,
-            (true, bandwidth) => bandwidth.min(CHUNK * SLICES),
+        if self.increments {
+            ONE_CHUNK
+        } else {
+            self.bandwidth
         }
     }
 

@@ -189,9 +189,12 @@ fn increments(context: &mut Context) -> Result<()> {
     let steps: Vec<_> = positions.windows(2).map(|two| two[1] - two[0]).collect();
     println!("increments of 8 MiB: {steps:?}");
     ensure!(steps.len() >= 3, "{steps:?}");
-    let late = |step: &u64| *step >= 8 << 20 && *step < 16 << 20;
-    let whole = &steps[..steps.len() - 1];
-    ensure!(whole.iter().all(late), "{steps:?}");
+    // Two chunks later at most, however slow the machine is, and by what the guest had written and need not be copied:
+    // 1 MiB and a cluster each time.
+    for (written, step) in (0_u64..).zip(&steps[..steps.len() - 1]) {
+        let exact = 8 << 20..=(9 << 20) + written * (2 << 20);
+        ensure!(exact.contains(step), "{steps:?}");
+    }
     guest.mark_disks(false)?;
     disk.ensure_alone()?;
     let after = product.try_run("block-pull --step 8M {} xvda")?;
