@@ -50,11 +50,14 @@ impl Performer<'_> {
             format,
             vdev,
         } = &proof.target;
-        let facts = self.ports.images.facts(image, *format)?;
-        let holds = facts.is_some_and(|facts| match proof.kind {
-            DiskKind::Internal => facts.snapshot(&id.tag()).is_some(),
-            DiskKind::External => proof.stamp.is_none_or(|stamp| stamp == facts.written),
-        });
+        let images = &self.ports.images;
+        let holds = match (proof.kind, proof.stamp) {
+            (DiskKind::External, Some(stamp)) => images.last_write(image) == Some(stamp),
+            (DiskKind::External, None) => images.facts(image, *format)?.is_some(),
+            (DiskKind::Internal, _) => images
+                .facts(image, *format)?
+                .is_some_and(|facts| facts.snapshot(&id.tag()).is_some()),
+        };
         if holds {
             return Ok(());
         }

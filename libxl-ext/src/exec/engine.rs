@@ -51,7 +51,13 @@ pub fn run(
         let (mut begun, mut performed) = (false, false);
         let result = abort_wanted(observer, at <= no_loss)
             .inspect(|()| fault::at_step(Way::Do, at, step, Stage::Next))
-            .and_then(|()| journal.begin(at))
+            .and_then(|()| {
+                if step.needs_no_word() {
+                    journal.note(at)
+                } else {
+                    journal.begin(at)
+                }
+            })
             .inspect(|()| begun = true)
             .inspect(|()| fault::at_step(Way::Do, at, step, Stage::Begun))
             .and_then(|()| performer.perform(step, &mut measured))

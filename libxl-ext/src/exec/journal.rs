@@ -107,6 +107,11 @@ impl Journal {
         self.append(&Entry::Begun(step), File::sync_all)
     }
 
+    /// Not flushed: for a step of which recovery need not know ([`crate::plan::Step::needs_no_word`]).
+    pub(super) fn note(&mut self, step: usize) -> Result<()> {
+        self.append(&Entry::Begun(step), |_| Ok(()))
+    }
+
     /// Not flushed: without its word recovery takes the step for one that was interrupted at its end. The next entry
     /// takes it to the disk.
     pub(super) fn done(&mut self, step: usize) -> Result<()> {

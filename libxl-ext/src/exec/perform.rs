@@ -11,7 +11,7 @@ use crate::model::disk::Stamp;
 use crate::model::domain::{DomainLife, DomainState, GuestState};
 use crate::model::name::SnapshotId;
 use crate::model::record::{DiskProof, MemoryProof, SnapshotRecord};
-use crate::plan::{Plan, Step, WAY_OUT};
+use crate::plan::{Operation, Plan, Step, WAY_OUT};
 use crate::port::{DomainView, Ports};
 use crate::store::DomainStore;
 use std::cell::Cell;
@@ -139,7 +139,9 @@ impl Performer<'_> {
             Step::RemoveMemory { id, file } => self.remove_memory(*id, file),
             Step::Destroy { life, .. } => self.destroy(*life),
             Step::ApplyImages { id, disks, .. } => self.apply_images(*id, disks),
-            Step::Restore { id, uuid, switches } => self.restore(*id, *uuid, switches),
+            Step::Restore { id, uuid, switches } => self
+                .restore(*id, *uuid, switches)
+                .map_err(|error| self.of_image(error)),
             Step::BringBack {
                 id,
                 life,
@@ -220,15 +222,9 @@ impl Performer<'_> {
             Some(managed) if managed.id == id => {
                 let proof = managed.memory.as_ref();
                 let proof = proof.ok_or_else(|| missing("what was saved"))?;
-                // What comes out of it is compared again when it is restored, and nothing is destroyed for it.
                 let kept = self.store.kept_in_store(id);
-                kept.prove_stored(proof, self.observer)
-                    .map_err(|error| match error.kind() {
-                        ErrorKind::Corrupt => error
-                            .while_doing("the domain cannot go on from what was saved")
-                            .hint(WAY_OUT),
-                        _ => error,
-                    })?;
+                kept.recognise(proof, self.observer)
+                    .map_err(|error| self.of_image(error))?;
             }
             _ => {
                 let snapshot = self.recorded(id)?;
@@ -245,6 +241,16 @@ impl Performer<'_> {
         disks
             .iter()
             .try_for_each(|proof| self.prove_disk(id, proof))
+    }
+
+    /// What can be done if the image of a saved domain is damaged.
+    fn of_image(&self, error: Error) -> Error {
+        if self.plan.operation != Operation::ManagedStart || error.kind() != ErrorKind::Corrupt {
+            return error;
+        }
+        error
+            .while_doing("the domain cannot go on from what was saved")
+            .hint(WAY_OUT)
     }
 
     pub(super) fn recorded(&self, id: SnapshotId) -> Result<SnapshotRecord> {

@@ -97,10 +97,8 @@ impl Performer<'_> {
         for disk in disks {
             images.require_closed(&disk.image)?;
             images.make_durable(&disk.image)?;
-            let facts = images.facts(&disk.image, disk.format)?;
-            // The time of a device is that of its name.
-            if let Some(facts) = facts.filter(|facts| !facts.is_device) {
-                measured.stamps.insert(disk.image.clone(), facts.written);
+            if let Some(stamp) = images.last_write(&disk.image) {
+                measured.stamps.insert(disk.image.clone(), stamp);
             }
         }
         self.require_off()
@@ -160,7 +158,7 @@ impl Performer<'_> {
         };
         for image in images {
             let written = self.ports.images.last_write(image);
-            if written.is_some_and(|time| time > killed_at + LAST_WRITES) {
+            if written.is_some_and(|stamp| stamp.time() > killed_at + LAST_WRITES) {
                 return Err(Error::new(
                     ErrorKind::NeedsRepair,
                     format!(
@@ -179,7 +177,7 @@ impl Performer<'_> {
         let (Some(killed_at), Some(below)) = (self.killed_at, &layer.backing) else {
             return Ok(());
         };
-        let written = |image: &Path| self.ports.images.last_write(image);
+        let written = |image: &Path| self.ports.images.last_write(image).map(Stamp::time);
         // A merge in QEMU goes on without us, for as long as the guest does.
         let last = written(&layer.image).map_or(killed_at, |time| time.max(killed_at));
         if written(&below.image).is_some_and(|time| time > last + LAST_WRITES) {

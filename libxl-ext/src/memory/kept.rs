@@ -66,14 +66,14 @@ impl Kept {
         self.each(proof, observer, |_| Ok(()))
     }
 
-    /// The same for what is verified again when it is read: of a packed image what is stored is compared with its
-    /// checksums, and nothing unpacked.
+    /// The same for what is to be restored without anything being destroyed for it: what of a packed image is damaged
+    /// turns out then ([`Content::feed`]), so that it is read once.
     ///
     /// # Errors
     /// As [`Kept::prove`].
-    pub(crate) fn prove_stored(&self, proof: &MemoryProof, observer: &dyn Observer) -> Result<()> {
+    pub(crate) fn recognise(&self, proof: &MemoryProof, observer: &dyn Observer) -> Result<()> {
         if packed::is_packed(&self.image)? {
-            packed::prove_stored(&self.image, &self.packs, proof, observer)
+            packed::recognise(&self.image, &self.packs, proof)
         } else {
             self.prove(proof, observer)
         }
@@ -217,7 +217,8 @@ impl Content {
                     }
                 }
             }
-            Self::Packed(mut reader) => {
+            Self::Packed(reader) => {
+                let mut reader = reader.in_parts();
                 let mut held = Vec::new();
                 let mut told = Told::new(reader.left(), observer);
                 loop {

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// `libxl_device_disk` in libxl's JSON dialect: the fields that snapshots decide on by name, every
 /// other one kept as it came, so that nothing is lost between reading a configuration and writing it.
@@ -71,6 +72,15 @@ pub struct Stamp {
     pub seconds: i64,
     /// Nanoseconds within the second.
     pub nanoseconds: i64,
+}
+
+impl Stamp {
+    /// The same as a time; the epoch for one before it.
+    pub(crate) fn time(self) -> SystemTime {
+        let seconds = u64::try_from(self.seconds).unwrap_or(0);
+        let nanoseconds = u64::try_from(self.nanoseconds).unwrap_or(0);
+        UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds)
+    }
 }
 
 /// What an image file was seen to be.

@@ -447,6 +447,20 @@ pub enum StoreChange {
 }
 
 impl Step {
+    /// Whether recovery need not know that it had begun, since it only looks, or tidies up what is done again whoever
+    /// comes. A flush costs as much as all else that such a step does.
+    pub fn needs_no_word(&self) -> bool {
+        matches!(
+            self,
+            Self::Prove { .. }
+                | Self::RequireOff
+                | Self::RequireAbsent { .. }
+                | Self::RemoveDirectory { .. }
+                | Self::CollectPacks
+                | Self::Announce
+        )
+    }
+
     /// Whether nothing may go on before it is done: until then others could take the wrong image for the disk, or
     /// the guest stands still.
     pub fn must_be_finished(&self) -> bool {

@@ -52,7 +52,7 @@ use crate::plan::{Merge, Switch};
 use serde_json::Value;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 use uuid::Uuid;
 
 /// A domain as the hypervisor sees it.
@@ -457,8 +457,8 @@ pub trait Images {
     /// If one is missing or damaged, or there is no such snapshot.
     fn content(&self, chain: &[Backing], tag: Option<&str>) -> Result<Box<dyn DiskContent>>;
 
-    /// When an image was last written to; none where there is no file.
-    fn last_write(&self, image: &Path) -> Option<SystemTime>;
+    /// When an image was last written to; none where there is no file, or a device, whose time is that of its name.
+    fn last_write(&self, image: &Path) -> Option<Stamp>;
 
     /// Which image of a chain each part of a disk is read from, from its beginning to its end. They may be in use.
     ///

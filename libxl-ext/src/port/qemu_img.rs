@@ -13,7 +13,6 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::SystemTime;
 
 /// The `qemu-img` on the path.
 pub struct QemuImg;
@@ -232,10 +231,9 @@ impl Images for QemuImg {
         Ok(Box::new(OpenImage(file, image.into())))
     }
 
-    fn last_write(&self, image: &Path) -> Option<SystemTime> {
-        std::fs::metadata(image)
-            .and_then(|file| file.modified())
-            .ok()
+    fn last_write(&self, image: &Path) -> Option<Stamp> {
+        let file = std::fs::metadata(image).ok()?;
+        file.is_file().then(|| written(&file))
     }
 
     fn make_durable(&self, image: &Path) -> Result<()> {
@@ -294,11 +292,12 @@ fn rebase(layer: &Layer, onto: Option<&Backing>, copy: bool, what: &str) -> Resu
 
 /// When a file was last written to; the epoch where it cannot be told, which is no image's time.
 pub(super) fn last_write(image: &Path) -> Stamp {
+    std::fs::metadata(image).map_or_else(|_| stamp(0, 0), |file| written(&file))
+}
+
+fn written(file: &std::fs::Metadata) -> Stamp {
     use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(image).map_or_else(
-        |_| stamp(0, 0),
-        |file| stamp(file.mtime(), file.mtime_nsec()),
-    )
+    stamp(file.mtime(), file.mtime_nsec())
 }
 
 /// What is known of an image of which [`Images::retire_layer`] left an empty file.

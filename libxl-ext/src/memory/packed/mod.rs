@@ -57,7 +57,7 @@ mod tests;
 #[cfg(fuzzing)]
 pub(crate) use forge::{forged, there_and_back};
 pub(crate) use known::Known;
-pub(crate) use read::{Reader, is_packed, prove, prove_stored};
+pub(crate) use read::{Reader, is_packed, prove, recognise};
 pub(crate) use stream::Followed;
 pub(crate) use trace::{Damage, Traced, discard, list, seal};
 pub(crate) use write::Writer;

@@ -31,16 +31,6 @@ impl Blocks {
         })
     }
 
-    /// How many there are.
-    pub(super) fn count(&self) -> u64 {
-        self.0.iter().map(|range| range.end - range.start).sum()
-    }
-
-    /// All of them, in order.
-    pub(super) fn numbers(&self) -> impl Iterator<Item = u64> {
-        self.0.iter().cloned().flatten()
-    }
-
     /// One more than the last one, and so zero without any.
     pub(super) fn end(&self) -> u64 {
         self.0.last().map_or(0, |range| range.end)

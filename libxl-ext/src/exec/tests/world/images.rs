@@ -7,7 +7,6 @@ use crate::model::layer::{Backing, Layer};
 use crate::model::pull::Extent;
 use crate::port::{DiskContent, Durable, Images};
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// By the name of the image.
 pub(super) fn format_of(path: &Path) -> &'static str {
@@ -232,10 +231,10 @@ impl Images for Shared {
         Ok(Box::new(Synced(self.clone())))
     }
 
-    fn last_write(&self, image: &Path) -> Option<SystemTime> {
+    fn last_write(&self, image: &Path) -> Option<Stamp> {
         let world = self.0.borrow();
-        let written = world.images.get(image)?.written;
-        Some(UNIX_EPOCH + Duration::from_secs(u64::try_from(written).unwrap()))
+        let image = world.images.get(image)?.facts();
+        (!image.is_device).then_some(image.written)
     }
 
     fn make_durable(&self, _image: &Path) -> Result<()> {
