@@ -7,6 +7,7 @@ mod header;
 mod kept;
 pub(crate) mod own_file;
 pub(crate) mod packed;
+pub(crate) mod pipe;
 mod prove;
 mod stream;
 mod write;

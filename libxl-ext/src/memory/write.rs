@@ -6,6 +6,7 @@
 use super::cache::KeptOutOfCache;
 use super::header::header;
 use super::packed::{Followed, Known, Writer};
+use super::pipe;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Observer, Progress};
 use crate::model::name::SnapshotId;
@@ -20,7 +21,7 @@ use std::path::Path;
 use std::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
 
-/// How much is copied at a time, in bytes, and how much the pipe holds.
+/// How much is copied at a time, in bytes.
 const CHUNK: usize = 1 << 20;
 
 /// What libxl writes itself before its helper writes the memory: the stream's header and the head of the
@@ -64,8 +65,7 @@ pub(crate) fn write_image(
     image.append(&header(&configuration.json)?)?;
     let (source, sink) = pipe_with(PipeFlags::CLOEXEC)
         .map_err(|error| Error::io("make a pipe for the memory", error))?;
-    // A smaller pipe works as well, only slower.
-    let _ = rustix::pipe::fcntl_setpipe_size(&sink, CHUNK);
+    pipe::widen(&sink);
     let (saved, copied) = std::thread::scope(|scope| {
         let copier = scope.spawn(move || copy(source.into(), image, estimate, observer));
         let saved = toolstack.suspend_to(domid, sink.as_fd(), live, observer);

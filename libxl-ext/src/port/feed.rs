@@ -2,13 +2,10 @@
 
 use crate::error::{Error, Result};
 use crate::event::Observer;
-use crate::memory::{Content, Sink, Unfed};
+use crate::memory::{Content, Sink, Unfed, pipe};
 use rustix::pipe::{IoSliceRaw, SpliceFlags, vmsplice};
 use std::io::{self, PipeWriter, Write};
 use std::os::fd::OwnedFd;
-
-/// How much the pipe holds, in bytes.
-const PIPE: usize = 1 << 20;
 
 impl Sink for PipeWriter {
     fn write_lasting(&mut self, bytes: &'static [u8]) -> io::Result<()> {
@@ -38,8 +35,7 @@ pub(super) fn fed<T>(
     restore: impl FnOnce(OwnedFd) -> Result<T>,
 ) -> Result<T> {
     let (reader, writer) = std::io::pipe().map_err(|error| Error::io(what, error))?;
-    // A smaller pipe works as well, only slower.
-    let _ = rustix::pipe::fcntl_setpipe_size(&writer, PIPE);
+    pipe::widen(&writer);
     std::thread::scope(|scope| {
         let feeder = scope.spawn(move || {
             let mut to = writer;

@@ -40,7 +40,7 @@ impl Known {
     pub(crate) fn load(directory: &Path, observer: &dyn Observer) -> Result<Self> {
         let mut known = Self {
             directory: directory.to_owned(),
-            key: new_key(),
+            key: Key::random(),
             packs: Vec::new(),
             places: HashMap::new(),
         };
@@ -123,13 +123,4 @@ impl Known {
         }
         Ok(())
     }
-}
-
-/// A key that nobody knows: two random UUIDs have 244 bits of it.
-fn new_key() -> Key {
-    let mut random = [0; 32];
-    let (one, other) = random.split_at_mut(16);
-    one.copy_from_slice(Uuid::new_v4().as_bytes());
-    other.copy_from_slice(Uuid::new_v4().as_bytes());
-    blake3::derive_key("libxl-ext 2026 key of the hashes of pages", &random)
 }

@@ -34,7 +34,7 @@ pub(super) struct Head {
 pub(super) fn head(id: Uuid, key: &Key) -> Head {
     Head {
         id,
-        key: blake3::Hash::from_bytes(*key).to_hex().to_string(),
+        key: key.to_string(),
     }
 }
 
@@ -164,8 +164,7 @@ impl Pack {
         if head.id != id {
             return Err(file.corrupt("it is another pack"));
         }
-        let key = blake3::Hash::from_hex(&head.key)
-            .map_err(|error| file.corrupt("its key is none").because(error))?;
+        let key = Key::parse(&head.key).ok_or_else(|| file.corrupt("its key is none"))?;
         let (end, end_at) = file.end::<END>()?;
         let wrong = || file.corrupt("its index does not fit its blocks");
         let mut words = end.chunks_exact(8).map(|word| {
@@ -202,8 +201,8 @@ impl Pack {
             return Err(wrong());
         }
         Ok(Self {
-            key: *key.as_bytes(),
             file,
+            key,
             blocks,
             pages,
         })
