@@ -7,6 +7,7 @@ mod header;
 mod kept;
 pub(crate) mod own_file;
 pub(crate) mod packed;
+mod pages;
 pub(crate) mod pipe;
 mod prove;
 mod stream;
@@ -16,8 +17,9 @@ pub(crate) use cache::forget;
 pub(crate) use header::{header, is_stock, read_header};
 pub(crate) use kept::{Content, Kept, Sink, Unfed};
 #[cfg(test)]
-pub(crate) use stream::tests::{stream, stream_of};
-pub(crate) use stream::{PAGE, Pages, pages};
+pub(crate) use pages::tests::{stream, stream_of};
+pub(crate) use pages::{Pages, pages};
+pub(crate) use stream::PAGE;
 pub(crate) use write::{Form, write_image};
 
 /// Bytes that a memory image needs at most, for a guest with so many bytes of memory: the pages, eight

@@ -1,10 +1,21 @@
-//! libxl's stream, version 2, as far as the guest's pages go. (Xen's docs/specs/libxl-migration-stream.pandoc and
-//! libxc-migration-stream.pandoc.) Nothing that it says of a length is believed before the bytes are there.
+//! Finds the pages in a memory image while it goes by, in whatever pieces it comes. (Xen's
+//! docs/specs/libxl-migration-stream.pandoc and libxc-migration-stream.pandoc; in front of both xl's own header.)
+//!
+//! ```text
+//!  xl's header -> its optional part -> libxl's header -> record ... -> libxc's context
+//!     -> libxc's and the domain's header -> record ... -> record of pages: head, numbers, pages -> record ...
+//!     -> libxc's end -> the rest, which is not looked at
+//! ```
+//! Every byte goes to the [`Sink`] once and in order, whatever is understood of it. Where something is not understood,
+//! the rest goes there as it is: what is kept of a memory image does not depend on what we know of its form. Heads are
+//! gathered in a buffer of a fixed size; by a length of the stream's nothing is allocated.
 
-use crate::error::{Error, ErrorKind, Result};
-use std::collections::HashMap;
-use std::io::{self, Read};
-use xxhash_rust::xxh3::xxh3_64;
+use crate::error::Result;
+use nom::Parser;
+use nom::bytes::complete::{tag, take};
+use nom::combinator::{all_consuming, verify};
+use nom::number::complete::{be_u16, be_u32, be_u64, le_u16, le_u32, le_u64};
+use nom::number::{Endianness, complete::u32};
 
 /// Bytes of a page.
 pub(crate) const PAGE: usize = 4096;
@@ -29,65 +40,314 @@ pub(super) const BIG_ENDIAN: u32 = 1;
 /// Longest record that Xen takes, in bytes (its REC_LENGTH_MAX).
 pub(super) const RECORD_MAX: u32 = 128 << 20;
 
-/// Most pages of one record: their numbers alone fill the longest one.
-const PAGES_MAX: u32 = RECORD_MAX / 8;
-
-/// In the number of a page: which one it is.
-const PFN: u64 = (1 << 52) - 1;
-
 /// In the number of a page, above: of these types no content follows (broken, only allocated, not there).
 pub(super) const WITHOUT_CONTENT: std::ops::RangeInclusive<u64> = 0xd..=0xf;
 
-/// The pages of a guest: what each of them was last, as a hash of its content. Each of them took a page's bytes in the
-/// stream, so this is never larger than a small part of that.
-pub(crate) type Pages = HashMap<u64, u64>;
+/// xl's header: 32 bytes of magic, byte order, two words of flags, length of the rest.
+const XL_HEAD: usize = 32 + 4 * 4;
+const XL_MAGIC: &[u8] = b"Xen saved domain, xl format\n \0 \r";
+const XL_BYTE_ORDER: u32 = 0x0102_0304;
 
-/// Reads the stream up to the end of the guest's memory. What follows is not read.
-///
-/// # Errors
-/// [`ErrorKind::Corrupt`] if it is none, [`ErrorKind::Io`] if it cannot be read.
-pub(crate) fn pages(stream: &mut dyn Read) -> Result<Pages> {
-    let mut stream = Stream(stream);
-    let ident = u64::from_be_bytes(stream.array()?);
-    let version = u32::from_be_bytes(stream.array()?);
-    let options = u32::from_be_bytes(stream.array()?);
-    if ident != LIBXL_IDENT || version != LIBXL_VERSION || options & BIG_ENDIAN != 0 {
-        return Err(corrupt("it is no stream of libxl's that we know"));
+/// libxl's header: ident, version, options, all big endian.
+const LIBXL_HEAD: usize = 8 + 4 + 4;
+
+/// libxc's header, big endian: marker, id, version, options, 6 bytes; then the domain's: type, shift of a page, 2 bytes,
+/// Xen's version in two words.
+const LIBXC_HEAD: usize = 8 + 4 + 4 + 2 + 6 + 4 + 2 + 2 + 4 + 4;
+
+/// A record's type and length.
+const RECORD_HEAD: usize = 4 + 4;
+
+/// The head of a record of pages: how many, and 4 bytes.
+const PAGES_HEAD: usize = 4 + 4;
+/// The number of a page: its type above, which one it is below.
+const NUMBER: usize = 8;
+
+/// Who gets the pieces, in their order.
+pub(crate) trait Sink {
+    /// Bytes that are no page.
+    ///
+    /// # Errors
+    /// The sink's own; the splitter passes it on.
+    fn raw(&mut self, bytes: &[u8]) -> Result<()>;
+
+    /// The number of a page with its type: eight bytes, little endian, in the stream. Contents follow after all numbers
+    /// of a record, in the same order, of those that [`has_content`].
+    ///
+    /// # Errors
+    /// As [`Sink::raw`].
+    fn number(&mut self, number: u64) -> Result<()>;
+
+    /// The content of a page.
+    ///
+    /// # Errors
+    /// As [`Sink::raw`].
+    fn page(&mut self, content: &[u8; PAGE]) -> Result<()>;
+}
+
+/// Whether a page of this number has content in the stream.
+pub(crate) fn has_content(number: u64) -> bool {
+    !WITHOUT_CONTENT.contains(&(number >> 60))
+}
+
+/// How far the stream was understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Followed {
+    /// So far all of it, and the memory has not ended.
+    SoFar,
+    /// All up to the end of the memory.
+    ToItsEnd,
+    /// Not from some place on; a sentence that says why.
+    Lost(&'static str),
+}
+
+/// What comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expect {
+    XlHead,
+    LibxlHead,
+    LibxlRecord,
+    LibxcHead,
+    LibxcRecord,
+    /// A record of pages, of so many bytes.
+    PagesHead(u32),
+    /// Numbers of pages, and what is known of the record by then.
+    Number(Record),
+    /// So many pages.
+    Page(u64),
+    /// So many bytes of no interest, then something else.
+    Skip(u64, After),
+    Rest(Followed),
+}
+
+/// What comes after bytes of no interest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    LibxlHead,
+    LibxlRecord,
+    LibxcRecord,
+}
+
+/// A record of pages of which the numbers are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Record {
+    /// Numbers that are to come.
+    left: u32,
+    /// Pages that have content.
+    pages: u64,
+    /// Bytes for content that the record has by its length.
+    room: u64,
+}
+
+/// Takes the stream apart.
+pub(crate) struct Splitter {
+    expect: Expect,
+    /// What there is of a head, a number or a page that is not complete.
+    partial: Box<[u8; PAGE]>,
+    held: usize,
+}
+
+impl Splitter {
+    /// Before the first byte of a memory image, which begins with xl's header.
+    pub(crate) fn new() -> Self {
+        Self {
+            expect: Expect::XlHead,
+            partial: Box::new([0; PAGE]),
+            held: 0,
+        }
     }
-    loop {
-        let (kind, length) = stream.record()?;
-        match kind {
-            LIBXL_LIBXC_CONTEXT if length == 0 => return of_libxc(&mut stream),
-            LIBXL_END => return Err(corrupt("there is no memory in it")),
-            _ => stream.skip(padded(length))?,
+
+    /// Behind xl's header, where libxl's begins.
+    pub(crate) fn behind_header() -> Self {
+        Self {
+            expect: Expect::LibxlHead,
+            ..Self::new()
+        }
+    }
+
+    /// How far the stream was understood.
+    pub(crate) fn followed(&self) -> Followed {
+        match self.expect {
+            Expect::Rest(followed) => followed,
+            _ => Followed::SoFar,
+        }
+    }
+
+    /// Takes the next bytes.
+    ///
+    /// # Errors
+    /// The sink's; the splitter is of no use after one.
+    pub(crate) fn feed(&mut self, mut bytes: &[u8], sink: &mut impl Sink) -> Result<()> {
+        while !bytes.is_empty() {
+            bytes = match self.expect {
+                Expect::Rest(_) => {
+                    sink.raw(bytes)?;
+                    &[]
+                }
+                Expect::Skip(left, after) => self.skip(left, after, bytes, sink)?,
+                _ => self.gather(bytes, sink)?,
+            };
+        }
+        Ok(())
+    }
+
+    /// Hands out what was held back, at the end of the stream.
+    ///
+    /// # Errors
+    /// The sink's.
+    pub(crate) fn finish(&mut self, sink: &mut impl Sink) -> Result<Followed> {
+        if self.held > 0 {
+            sink.raw(&self.partial[..self.held])?;
+            self.held = 0;
+        }
+        if self.followed() == Followed::SoFar {
+            self.expect = Expect::Rest(Followed::Lost("it ends before the memory does"));
+        }
+        Ok(self.followed())
+    }
+
+    fn skip<'a>(
+        &mut self,
+        left: u64,
+        after: After,
+        bytes: &'a [u8],
+        sink: &mut impl Sink,
+    ) -> Result<&'a [u8]> {
+        let now = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
+        let (skipped, rest) = bytes.split_at(now);
+        sink.raw(skipped)?;
+        self.expect = skip(left - now as u64, after);
+        Ok(rest)
+    }
+
+    /// Completes the head, number or page that comes, or keeps what there is of it.
+    fn gather<'a>(&mut self, bytes: &'a [u8], sink: &mut impl Sink) -> Result<&'a [u8]> {
+        let wanted = self.wanted();
+        // Most pages are whole in what came, and are not copied.
+        if self.held == 0
+            && let Some((unit, rest)) = bytes.split_at_checked(wanted)
+        {
+            self.expect = take_unit(self.expect, unit, sink)?;
+            return Ok(rest);
+        }
+        let (part, rest) = bytes.split_at(bytes.len().min(wanted - self.held));
+        self.partial[self.held..self.held + part.len()].copy_from_slice(part);
+        self.held += part.len();
+        if self.held == wanted {
+            self.held = 0;
+            self.expect = take_unit(self.expect, &self.partial[..wanted], sink)?;
+        }
+        Ok(rest)
+    }
+
+    /// Bytes of what comes next; not zero, and not more than a page.
+    fn wanted(&self) -> usize {
+        match self.expect {
+            Expect::XlHead => XL_HEAD,
+            Expect::LibxlHead => LIBXL_HEAD,
+            Expect::LibxlRecord | Expect::LibxcRecord => RECORD_HEAD,
+            Expect::LibxcHead => LIBXC_HEAD,
+            Expect::PagesHead(_) => PAGES_HEAD,
+            Expect::Number(_) => NUMBER,
+            Expect::Page(_) | Expect::Skip(..) | Expect::Rest(_) => PAGE,
         }
     }
 }
 
-fn of_libxc(stream: &mut Stream<'_>) -> Result<Pages> {
-    let marker = u64::from_be_bytes(stream.array()?);
-    let id = u32::from_be_bytes(stream.array()?);
-    let version = u32::from_be_bytes(stream.array()?);
-    let options = u16::from_be_bytes(stream.array()?);
-    let is_known = marker == LIBXC_MARKER && id == LIBXC_ID && LIBXC_VERSIONS.contains(&version);
-    if !is_known || u32::from(options) & BIG_ENDIAN != 0 {
-        return Err(corrupt("the memory in it has a form that we do not know"));
-    }
-    // The rest of the header; the type of the domain.
-    stream.skip(6 + 4)?;
-    let page_shift = u16::from_le_bytes(stream.array()?);
-    if 1_usize.checked_shl(page_shift.into()) != Some(PAGE) {
-        return Err(corrupt("its pages have another size"));
-    }
-    // The rest of the domain's header: the version of Xen.
-    stream.skip(2 + 8)?;
-    let mut pages = Pages::new();
-    loop {
-        match stream.record()? {
-            (LIBXC_END, _) => return Ok(pages),
-            (LIBXC_PAGE_DATA, length) => stream.page_data(length, &mut pages)?,
-            (_, length) => stream.skip(padded(length))?,
+/// Hands out a unit that is complete, and says what comes after it.
+fn take_unit(expect: Expect, unit: &[u8], sink: &mut impl Sink) -> Result<Expect> {
+    Ok(match expect {
+        Expect::Number(record) => {
+            let Ok((_, number)) = number(unit) else {
+                sink.raw(unit)?;
+                return Ok(lost("a number of a page is none"));
+            };
+            sink.number(number)?;
+            let pages = record.pages + u64::from(has_content(number));
+            numbers(Record {
+                left: record.left - 1,
+                pages,
+                ..record
+            })
         }
+        Expect::Page(left) => {
+            match unit.try_into() {
+                Ok(content) => sink.page(content)?,
+                Err(_) => sink.raw(unit)?,
+            }
+            pages(left - 1)
+        }
+        head => {
+            sink.raw(unit)?;
+            after_head(head, unit)
+        }
+    })
+}
+
+fn after_head(head: Expect, unit: &[u8]) -> Expect {
+    match head {
+        Expect::XlHead => xl_head(unit).map_or(
+            lost("it does not begin with a header of xl's that we know"),
+            |(_, length)| skip(length.into(), After::LibxlHead),
+        ),
+        Expect::LibxlHead => libxl_head(unit)
+            .map_or(lost("it is no stream of libxl's that we know"), |_| {
+                Expect::LibxlRecord
+            }),
+        Expect::LibxlRecord => match record_head(unit) {
+            Ok((_, (LIBXL_LIBXC_CONTEXT, 0))) => Expect::LibxcHead,
+            Ok((_, (LIBXL_END, _))) => lost("there is no memory in it"),
+            Ok((_, (_, length))) => skip(padded(length), After::LibxlRecord),
+            Err(_) => lost("a part of it is longer than any can be"),
+        },
+        Expect::LibxcHead => libxc_head(unit).map_or(
+            lost("the memory in it has a form that we do not know"),
+            |_| Expect::LibxcRecord,
+        ),
+        Expect::LibxcRecord => match record_head(unit) {
+            Ok((_, (LIBXC_END, 0))) => Expect::Rest(Followed::ToItsEnd),
+            Ok((_, (LIBXC_END, _))) => lost("the end of its memory has something in it"),
+            Ok((_, (LIBXC_PAGE_DATA, length))) => Expect::PagesHead(length),
+            Ok((_, (_, length))) => skip(padded(length), After::LibxcRecord),
+            Err(_) => lost("a part of its memory is longer than any can be"),
+        },
+        Expect::PagesHead(length) => match pages_head(length, unit) {
+            Ok((_, record)) => numbers(record),
+            Err(_) => lost("a part of it has more pages than fit in"),
+        },
+        other => other,
+    }
+}
+
+fn lost(why: &'static str) -> Expect {
+    Expect::Rest(Followed::Lost(why))
+}
+
+fn skip(left: u64, after: After) -> Expect {
+    match after {
+        _ if left > 0 => Expect::Skip(left, after),
+        After::LibxlHead => Expect::LibxlHead,
+        After::LibxlRecord => Expect::LibxlRecord,
+        After::LibxcRecord => Expect::LibxcRecord,
+    }
+}
+
+fn numbers(record: Record) -> Expect {
+    if record.left > 0 {
+        Expect::Number(record)
+    } else if record.pages * PAGE as u64 == record.room {
+        pages(record.pages)
+    } else {
+        lost("a part of it has not as many pages as it says")
+    }
+}
+
+fn pages(left: u64) -> Expect {
+    // Nothing pads the record: all that is in it comes in multiples of eight bytes.
+    if left > 0 {
+        Expect::Page(left)
+    } else {
+        Expect::LibxcRecord
     }
 }
 
@@ -96,181 +356,57 @@ fn padded(length: u32) -> u64 {
     u64::from(length).next_multiple_of(8)
 }
 
-struct Stream<'a>(&'a mut dyn Read);
+type Parsed<'a, T> = nom::IResult<&'a [u8], T>;
 
-impl Stream<'_> {
-    fn exact(&mut self, buffer: &mut [u8]) -> Result<()> {
-        self.0.read_exact(buffer).map_err(|error| {
-            if error.kind() == io::ErrorKind::UnexpectedEof {
-                corrupt("it ends too early")
-            } else {
-                Error::io("read a memory image", error)
-            }
-        })
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
-        let mut bytes = [0; N];
-        self.exact(&mut bytes)?;
-        Ok(bytes)
-    }
-
-    /// Type and length of the next record.
-    fn record(&mut self) -> Result<(u32, u32)> {
-        let kind = u32::from_le_bytes(self.array()?);
-        let length = u32::from_le_bytes(self.array()?);
-        if length > RECORD_MAX {
-            return Err(corrupt("a part of it is longer than any can be"));
-        }
-        Ok((kind, length))
-    }
-
-    fn skip(&mut self, bytes: u64) -> Result<()> {
-        let skipped = io::copy(&mut (&mut *self.0).take(bytes), &mut io::sink());
-        match skipped {
-            Ok(skipped) if skipped == bytes => Ok(()),
-            Ok(_) => Err(corrupt("it ends too early")),
-            Err(error) => Err(Error::io("read a memory image", error)),
-        }
-    }
-
-    fn page_data(&mut self, length: u32, pages: &mut Pages) -> Result<()> {
-        let count = u32::from_le_bytes(self.array()?);
-        let numbers_end = u64::from(count) * 8 + 8;
-        if count > PAGES_MAX || numbers_end > u64::from(length) {
-            return Err(corrupt("a part of it has more pages than fit in"));
-        }
-        self.skip(4)?;
-        // Eight bytes for each that is there, and no more than that at a time.
-        let mut with_content = Vec::new();
-        for _ in 0..count {
-            let number = u64::from_le_bytes(self.array()?);
-            if WITHOUT_CONTENT.contains(&(number >> 60)) {
-                pages.remove(&(number & PFN));
-            } else {
-                with_content.push(number & PFN);
-            }
-        }
-        let content = with_content.len() as u64 * PAGE as u64;
-        if numbers_end + content != u64::from(length) {
-            return Err(corrupt("a part of it has not as many pages as it says"));
-        }
-        let mut page = vec![0; PAGE];
-        for number in with_content {
-            self.exact(&mut page)?;
-            pages.insert(number, xxh3_64(&page));
-        }
-        self.skip(padded(length) - u64::from(length))
-    }
+/// Length of what follows xl's header.
+fn xl_head(unit: &[u8]) -> Parsed<'_, u32> {
+    let word = || u32(Endianness::Native);
+    let order = verify(word(), |order| *order == XL_BYTE_ORDER);
+    let fields = (tag(XL_MAGIC), order, word(), word(), word());
+    all_consuming(fields.map(|(_, _, _, _, length)| length)).parse(unit)
 }
 
-fn corrupt(why: &str) -> Error {
-    Error::new(
-        ErrorKind::Corrupt,
-        format!("the memory in this image cannot be read: {why}"),
-    )
+fn libxl_head(unit: &[u8]) -> Parsed<'_, ()> {
+    let ident = verify(be_u64, |ident| *ident == LIBXL_IDENT);
+    let version = verify(be_u32, |version| *version == LIBXL_VERSION);
+    let options = verify(be_u32, |options| options & BIG_ENDIAN == 0);
+    all_consuming((ident, version, options).map(|_| ())).parse(unit)
 }
 
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
+/// Type and length of a record of either stream.
+fn record_head(unit: &[u8]) -> Parsed<'_, (u32, u32)> {
+    all_consuming((le_u32, verify(le_u32, |length| *length <= RECORD_MAX))).parse(unit)
+}
 
-    /// A stream with these records of pages: number with type, content, which is one byte over and over.
-    pub(crate) fn stream(records: &[&[(u64, Option<u8>)]]) -> Vec<u8> {
-        let pages = |record: &&[(u64, Option<u8>)]| {
-            let pages = record.iter();
-            pages
-                .map(|(number, byte)| (*number, byte.map(|byte| vec![byte; PAGE])))
-                .collect()
-        };
-        stream_of(&records.iter().map(pages).collect::<Vec<_>>())
-    }
+fn libxc_head(unit: &[u8]) -> Parsed<'_, ()> {
+    let marker = verify(be_u64, |marker| *marker == LIBXC_MARKER);
+    let id = verify(be_u32, |id| *id == LIBXC_ID);
+    let version = verify(be_u32, |version| LIBXC_VERSIONS.contains(version));
+    let options = verify(be_u16, |options| u32::from(*options) & BIG_ENDIAN == 0);
+    let shift = verify(le_u16, |shift| {
+        1_usize.checked_shl((*shift).into()) == Some(PAGE)
+    });
+    let libxc = (marker, id, version, options, take(6_usize));
+    let domain = (le_u32, shift, take(2 + 4 + 4_usize));
+    all_consuming((libxc, domain).map(|_| ())).parse(unit)
+}
 
-    /// A page in a stream: number with type, content.
-    pub(crate) type Page = (u64, Option<Vec<u8>>);
+/// The head of a record of pages of `length` bytes.
+fn pages_head(length: u32, unit: &[u8]) -> Parsed<'_, Record> {
+    let room = |count: u32| {
+        let before = PAGES_HEAD as u64 + u64::from(count) * NUMBER as u64;
+        u64::from(length).checked_sub(before)
+    };
+    let (rest, count) = verify(le_u32, |count| room(*count).is_some()).parse(unit)?;
+    let (rest, _) = all_consuming(take(4_usize)).parse(rest)?;
+    let record = Record {
+        left: count,
+        pages: 0,
+        room: room(count).unwrap_or(0),
+    };
+    Ok((rest, record))
+}
 
-    /// A stream with these records of pages.
-    pub(crate) fn stream_of(records: &[Vec<Page>]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        bytes.extend(LIBXL_IDENT.to_be_bytes());
-        bytes.extend(2_u32.to_be_bytes());
-        bytes.extend(0_u32.to_be_bytes());
-        let record = |bytes: &mut Vec<u8>, kind: u32, body: &[u8]| {
-            bytes.extend(kind.to_le_bytes());
-            bytes.extend(u32::try_from(body.len()).unwrap().to_le_bytes());
-            bytes.extend(body);
-            bytes.resize(bytes.len().next_multiple_of(8), 0);
-        };
-        // One that we know nothing of.
-        record(&mut bytes, 0x8000_0077, b"something");
-        record(&mut bytes, LIBXL_LIBXC_CONTEXT, b"");
-        bytes.extend(LIBXC_MARKER.to_be_bytes());
-        bytes.extend(LIBXC_ID.to_be_bytes());
-        bytes.extend(3_u32.to_be_bytes());
-        bytes.extend([0; 8]);
-        bytes.extend(1_u32.to_le_bytes());
-        bytes.extend(12_u16.to_le_bytes());
-        bytes.extend([0; 10]);
-        record(&mut bytes, 0x11, b"");
-        for pages in records {
-            let mut body = Vec::new();
-            body.extend(u32::try_from(pages.len()).unwrap().to_le_bytes());
-            body.extend([0; 4]);
-            for (number, _) in pages {
-                body.extend(number.to_le_bytes());
-            }
-            for (_, content) in pages {
-                body.extend(content.iter().flatten());
-            }
-            record(&mut bytes, LIBXC_PAGE_DATA, &body);
-        }
-        record(&mut bytes, LIBXC_END, b"");
-        record(&mut bytes, LIBXL_END, b"");
-        bytes
-    }
-
-    const NOT_THERE: u64 = 0xf << 60;
-    const PINNED: u64 = 0x9 << 60;
-
-    fn hash(byte: u8) -> u64 {
-        xxh3_64(&[byte; PAGE])
-    }
-
-    #[test]
-    fn the_last_copy_of_a_page_counts() {
-        let bytes = stream(&[
-            &[(1, Some(1)), (2, Some(2)), (3, Some(3)), (4, Some(4))],
-            &[(NOT_THERE | 2, None), (PINNED | 3, Some(9))],
-            &[(4, Some(5)), (4, Some(6))],
-        ]);
-        let found = pages(&mut &*bytes).unwrap();
-        let expected = [(1, hash(1)), (3, hash(9)), (4, hash(6))];
-        assert_eq!(found, expected.into_iter().collect());
-    }
-
-    #[test]
-    fn a_stream_that_is_cut_or_lies_is_refused() {
-        let bytes = stream(&[&[(1, Some(1)), (NOT_THERE | 2, None)]]);
-        // The end of libxl's stream is behind the memory.
-        let end = bytes.len() - 8;
-        for length in (0..300).chain((300..end).step_by(97)).chain([end - 1]) {
-            let error = pages(&mut &bytes[..length]).expect_err("it was cut");
-            assert_eq!(error.kind(), ErrorKind::Corrupt, "cut at {length}");
-        }
-        pages(&mut &bytes[..end]).unwrap();
-        // The record of pages begins behind both headers and three records.
-        let at = 16 + (8 + 16) + 8 + 24 + 16 + 8;
-        assert_eq!(bytes[at], 1);
-        for (offset, word) in [(4, u32::MAX), (4, 8), (8, u32::MAX), (8, 1), (8, 3)] {
-            let mut changed = bytes.clone();
-            changed[at + offset..at + offset + 4].copy_from_slice(&word.to_le_bytes());
-            let error = pages(&mut &*changed).expect_err("it lies");
-            assert_eq!(error.kind(), ErrorKind::Corrupt, "{word} at {offset}");
-        }
-        for at in [0, 8, 15, 48, 56, 60, 65, 76] {
-            let mut changed = bytes.clone();
-            changed[at] ^= 1;
-            assert!(pages(&mut &*changed).is_err(), "byte {at}");
-        }
-    }
+fn number(unit: &[u8]) -> Parsed<'_, u64> {
+    all_consuming(le_u64).parse(unit)
 }

@@ -5,8 +5,9 @@
 
 use super::cache::KeptOutOfCache;
 use super::header::header;
-use super::packed::{Followed, Known, Writer};
+use super::packed::{Known, Writer};
 use super::pipe;
+use super::stream::Followed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Observer, Progress};
 use crate::model::name::SnapshotId;

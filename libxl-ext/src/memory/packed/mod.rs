@@ -7,7 +7,6 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `stream` | finds the pages in what libxl writes |
 //! | `section` | the form that both files have |
 //! | `pieces`, `needs` | what is in an image |
 //! | `pack`, `compress` | blocks of pages |
@@ -46,7 +45,6 @@ mod pack;
 mod pieces;
 mod read;
 mod section;
-pub(crate) mod stream;
 mod trace;
 mod write;
 
@@ -59,16 +57,14 @@ mod tests;
 pub(crate) use forge::{forged, there_and_back};
 pub(crate) use known::Known;
 pub(crate) use read::{Reader, is_packed, prove, recognise};
-pub(crate) use stream::Followed;
 pub(crate) use trace::{Damage, Traced, discard, list, seal};
 pub(crate) use write::Writer;
+
+use super::stream::PAGE;
 
 use highway::{HighwayHash as _, HighwayHasher};
 use std::fmt;
 use uuid::Uuid;
-
-/// Bytes of a page.
-const PAGE: usize = 4096;
 
 /// Pages of a block; the last one of a pack may have fewer.
 const BLOCK_PAGES: usize = 64;

@@ -6,6 +6,7 @@ use super::write::Finished;
 use super::*;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Unobserved;
+use crate::memory::stream::{Followed, has_content};
 use crate::memory::{header, stream, stream_of};
 use crate::model::name::SnapshotId;
 use proptest::prelude::*;
@@ -327,10 +328,7 @@ fn any_page() -> impl Strategy<Value = (u64, Option<Vec<u8>>)> {
     let number = prop_oneof![0..50_u64, any::<u64>()];
     (number, 0..16_u64, contents()).prop_map(|(number, kind, content)| {
         let number = number >> 4 | kind << 60;
-        (
-            number,
-            super::stream::has_content(number).then_some(content),
-        )
+        (number, has_content(number).then_some(content))
     })
 }
 
