@@ -6,7 +6,7 @@ mod pull;
 
 pub(crate) use host::{HostShutdown, HostStart};
 pub(crate) use managed_save::{
-    ManagedSave, ManagedSaveList, ManagedSaveRemove, ManagedSaveStatus, Start,
+    ManagedSave, ManagedSaveExport, ManagedSaveList, ManagedSaveRemove, ManagedSaveStatus, Start,
 };
 pub(crate) use pull::{BlockPull, BlockPullAbort, BlockPullInfo, BlockPullSetSpeed};
 
@@ -75,6 +75,8 @@ pub(crate) enum Command {
     ManagedSaveList(ManagedSaveList),
     /// Give up what was saved of a domain.
     ManagedSaveRemove(ManagedSaveRemove),
+    /// Copy the memory of a domain that was saved to a new file that stock `xl restore` takes.
+    ManagedSaveExport(ManagedSaveExport),
     /// Let a domain that was saved go on, or start the one of a configuration file.
     Start(Start),
     /// Copy what a disk lacks from the images below it, until it stands on nothing; the guest goes on.

@@ -151,10 +151,7 @@ pub(super) fn start(
     request: ManagedStartRequest,
     fresh: &Fresh,
 ) -> Result<Plan> {
-    let image = kept(inventory)?;
-    require_unclaimed(inventory)?;
-    require_off(inventory)?;
-    require_as_saved(inventory, image)?;
+    let image = usable(inventory)?;
     let mut plan = Plan::new(inventory, Operation::ManagedStart, fresh, "");
     let (id, uuid) = (image.id, image.domain_uuid);
     plan.cost.memory_read = image.memory.as_ref().map_or(0, |memory| memory.bytes);
@@ -201,6 +198,19 @@ pub(super) fn remove(inventory: &Inventory, fresh: &Fresh) -> Result<Plan> {
         Step::CollectPacks,
     ]);
     Ok(plan)
+}
+
+/// What was saved, if the domain can go on from it, as far as that can be told without reading the memory.
+///
+/// # Errors
+/// [`ErrorKind::DomainState`] if the domain runs; [`ErrorKind::NoSuchSnapshot`] if it was not saved;
+/// [`ErrorKind::Corrupt`] if the image or a disk is not what it was.
+pub(crate) fn usable(inventory: &Inventory) -> Result<&ManagedImage> {
+    let image = kept(inventory)?;
+    require_unclaimed(inventory)?;
+    require_off(inventory)?;
+    require_as_saved(inventory, image)?;
+    Ok(image)
 }
 
 /// Why the domain cannot go on from what was saved, as far as that can be told without reading the memory.

@@ -33,7 +33,7 @@ pub use disks::{DiskChoice, Take};
 pub(crate) use edit::keep_contents;
 pub use edit::{EditRequest, edit};
 pub use managed_save::{ManagedSaveRequest, ManagedStartRequest};
-pub(crate) use managed_save::{WAY_OUT, stale};
+pub(crate) use managed_save::{WAY_OUT, stale, usable};
 pub use pull::{Increment, PullChange, PullRequest, PullStep};
 pub(crate) use pull::{PullEnd, end as end_pull};
 pub use revert::{RevertRequest, revert};

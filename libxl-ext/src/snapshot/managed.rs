@@ -12,6 +12,7 @@ use crate::plan::{self, Fresh};
 use crate::store::{DomainLock, RecordFile};
 use serde::Serialize;
 use std::fmt::Display;
+use std::path::Path;
 
 /// A domain that was saved, and goes on from there when it is started.
 #[derive(Clone, Debug, Serialize)]
@@ -51,6 +52,28 @@ impl Host {
         observer: &dyn Observer,
     ) -> Result<Option<ManagedSave>> {
         self.saved_of(domain, self.naming, observer)
+    }
+
+    /// Copies the memory of a domain that was saved to a new file that stock `xl restore` takes. What was saved stays, and
+    /// is void once the domain runs, whoever restored it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSuchSnapshot`] if it was not saved, [`ErrorKind::Corrupt`] if the image or a disk is not what it was,
+    /// [`ErrorKind::DomainState`] if the domain runs, or what the file system says.
+    pub fn export_managed_save(
+        &self,
+        domain: &str,
+        to: &Path,
+        observer: &dyn Observer,
+    ) -> Result<()> {
+        let (target, _lock, inventory) = self.take_and_observe(domain, observer)?;
+        let image = plan::usable(&inventory)?;
+        let proof = image.memory.as_ref().ok_or_else(|| {
+            let context = format!("what was saved of domain '{domain}' has no memory image");
+            Error::new(ErrorKind::Corrupt, context)
+        })?;
+        let kept = target.store.kept_in_store(image.id);
+        kept.export(proof, to, observer)
     }
 
     fn saved_of(

@@ -3,7 +3,7 @@
 use super::{Format, Output, guest_state};
 use clap::{ArgGroup, Args};
 use libxl_ext::model::domain::GuestState;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 // Options are what they are.
 #[allow(clippy::struct_excessive_bools)]
@@ -65,6 +65,14 @@ pub(crate) struct ManagedSaveRemove {
     pub(crate) output: Output,
     /// The domain.
     pub(crate) domain: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManagedSaveExport {
+    /// The domain.
+    pub(crate) domain: String,
+    /// The new file.
+    pub(crate) file: PathBuf,
 }
 
 // Options are what they are.

@@ -1,7 +1,9 @@
-//! `managed-save`, `managed-save-status`, `managed-save-list`, `managed-save-remove` and `start`
+//! `managed-save`, `managed-save-status`, `managed-save-list`, `managed-save-remove`, `managed-save-export` and `start`
 
 use super::{Answer, Context, Said, print, print_json};
-use crate::args::{ManagedSave, ManagedSaveList, ManagedSaveRemove, ManagedSaveStatus, Start};
+use crate::args::{
+    ManagedSave, ManagedSaveExport, ManagedSaveList, ManagedSaveRemove, ManagedSaveStatus, Start,
+};
 use crate::as_xl::{self, dry_run};
 use crate::render;
 use jiff::tz::TimeZone;
@@ -179,6 +181,17 @@ pub(super) fn remove(context: &Context, args: &ManagedSaveRemove) -> Result<()> 
         args.output,
         |done| format!("Domain '{}': what was saved is gone\n", done.plan.domain),
     )
+}
+
+pub(super) fn export(context: &Context, args: &ManagedSaveExport) -> Result<()> {
+    context
+        .host
+        .export_managed_save(&args.domain, &args.file, &context.terminal)?;
+    context.terminal.finish();
+    let (domain, file) = (&args.domain, args.file.display());
+    print(&format!(
+        "What was saved of domain '{domain}' written to {file}: once the domain runs, neither is to be restored again\n"
+    ))
 }
 
 pub(super) fn status(context: &Context, args: &ManagedSaveStatus) -> Result<Answer> {

@@ -66,6 +66,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Answer> {
         Command::ManagedSaveStatus(args) => return managed_save::status(&context, args),
         Command::ManagedSaveList(args) => managed_save::list(&context, args),
         Command::ManagedSaveRemove(args) => managed_save::remove(&context, args),
+        Command::ManagedSaveExport(args) => managed_save::export(&context, args),
         Command::Start(args) => managed_save::start(&context, args),
         Command::BlockPull(args) => pull::run(&context, args),
         Command::BlockPullInfo(args) => pull::info(&context, args),

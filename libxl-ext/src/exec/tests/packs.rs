@@ -249,6 +249,12 @@ fn what_was_saved_shares_pages_with_the_snapshots() {
     execute(&host, &Request::ManagedSave(ManagedSaveRequest::default())).unwrap();
     assert_eq!(packs(root.path()).len(), 3);
     assert_whole(&shared, root.path(), "saved");
+    let to = root.path().join("exported");
+    host.export_managed_save(NAME, &to, &Unobserved).unwrap();
+    let bytes = fs::read(&to).unwrap();
+    assert!(bytes.starts_with(b"Xen saved domain, xl format"));
+    assert!(host.export_managed_save(NAME, &to, &Unobserved).is_err());
+    assert_eq!(fs::read(&to).unwrap(), bytes, "a file is not replaced");
     execute(
         &host,
         &Request::ManagedStart(ManagedStartRequest::default()),
@@ -256,4 +262,10 @@ fn what_was_saved_shares_pages_with_the_snapshots() {
     .unwrap();
     assert_eq!(packs(root.path()).len(), 2);
     assert_eq!(see(&shared), running("2"));
+    fs::remove_file(&to).unwrap();
+    let error = host
+        .export_managed_save(NAME, &to, &Unobserved)
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSuchSnapshot);
+    assert!(!to.exists());
 }

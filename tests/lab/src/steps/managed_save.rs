@@ -236,7 +236,16 @@ fn started_by_stock_xl(context: &mut Context) -> Result<()> {
     product.run("managed-save {}")?;
     product.run("start {}")?;
     assert_eq!(State::read(&guest)?, state);
+    // The file is xl's, and what was saved is void once it was restored.
     product.run("managed-save {}")?;
+    let file = format!("{}/exported", guest.dir());
+    product.run(&format!("managed-save-export {{}} {file}"))?;
+    lab.run(&format!("xl restore {file} && rm {file}"))?;
+    guest.wait_ready()?;
+    assert_eq!(State::read(&guest)?, state);
+    product.refuses("managed-save-export {} /root/x", &["already"])?;
+    guest.destroy()?;
+    product.refuses("start {}", &["it ran after that"])?;
     lab.run(&format!("xl create {config}"))?;
     product.run("managed-save-remove {}")?;
     assert_eq!(status(&product)?, 1);
