@@ -101,6 +101,7 @@ pub(super) fn pull(inventory: &Inventory, request: &PullRequest, fresh: &Fresh) 
         return nothing_to_do(plan, earlier, request, &disk, onto.as_ref());
     }
     disk::require_no_tags(inventory, &disk)?;
+    disk::require_nothing_uncovered(inventory, &disk, &from, onto.as_ref())?;
     let goes_on = earlier.filter(|earlier| earlier.can_go_on() && earlier.onto == onto);
     let is_there = earlier.is_some_and(Pull::is_under_way);
     let mut pull = goes_on.cloned().unwrap_or_else(|| Pull {

@@ -93,6 +93,31 @@ fn request() -> PullRequest {
 }
 
 #[test]
+fn nothing_is_pulled_over_an_image_beyond_whose_end_others_go_on() {
+    let mut inventory = layered(Some(DomainState::Running));
+    let onto_template = PullRequest {
+        base: Some("/images/template".into()),
+        ..request()
+    };
+    planned(&inventory, &onto_template);
+    let between = inventory.images.get_mut(Path::new(&*image("xvda")));
+    between.unwrap().as_mut().unwrap().virtual_size -= 1 << 16;
+    let refused = Request::Pull(onto_template.clone())
+        .plan(&inventory, &fresh())
+        .unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported);
+    let report = refused.report();
+    assert!(
+        report.contains(&image("xvda")) && report.contains("without --base"),
+        "{report}"
+    );
+    planned(&inventory, &request());
+    let below = inventory.images.get_mut(Path::new("/images/template"));
+    below.unwrap().as_mut().unwrap().virtual_size -= 1 << 16;
+    planned(&inventory, &onto_template);
+}
+
+#[test]
 fn a_plan_says_what_is_copied_and_what_stays() {
     let inventory = layered(Some(DomainState::Running));
     let plan = planned(&inventory, &request());
