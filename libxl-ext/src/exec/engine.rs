@@ -47,7 +47,9 @@ pub fn run(
     let mut measured = Measured::default();
     let (no_loss, no_return) = (plan.point_of_no_loss(), plan.point_of_no_return());
     for (at, step) in plan.steps.iter().enumerate() {
-        performer.post_progress(at);
+        if !step.is_brief() {
+            performer.post_progress(at);
+        }
         let (mut begun, mut performed) = (false, false);
         let result = abort_wanted(observer, at <= no_loss)
             .inspect(|()| fault::at_step(Way::Do, at, step, Stage::Next))

@@ -450,10 +450,14 @@ impl Step {
     /// Whether recovery need not know that it had begun, since it only looks, or tidies up what is done again whoever
     /// comes. A flush costs as much as all else that such a step does.
     pub fn needs_no_word(&self) -> bool {
+        self.is_brief() || matches!(self, Self::Prove { .. })
+    }
+
+    /// Whether it is over before anybody could read in xenstore that it has begun.
+    pub fn is_brief(&self) -> bool {
         matches!(
             self,
-            Self::Prove { .. }
-                | Self::RequireOff
+            Self::RequireOff
                 | Self::RequireAbsent { .. }
                 | Self::RemoveDirectory { .. }
                 | Self::CollectPacks
