@@ -2,7 +2,7 @@
 //! checksum would ever be reached.
 
 use super::section::{ImageHead, Writing};
-use super::{Known, Reader, Writer, pack, seal};
+use super::{Key, Known, Reader, Writer, pack, seal};
 use crate::error::Result;
 use crate::event::Unobserved;
 use crate::model::name::SnapshotId;
@@ -29,7 +29,7 @@ pub(crate) fn forged(directory: &Path, parts: &[Part<'_>], pack_parts: &[Part<'_
     for (kind, length, stored) in parts {
         out.append_raw(*kind, *length, stored)?;
     }
-    let head = pack::head(ID, &[7; 32]);
+    let head = pack::head(ID, &Key([ID; 2]));
     let path = pack::path(&packs, ID);
     let mut out = Writing::create(&path, Envelope::PACK, ID, &head)?;
     for (kind, length, stored) in pack_parts {

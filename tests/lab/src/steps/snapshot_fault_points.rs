@@ -22,7 +22,7 @@ pub(super) const STEPS: &[Step] = &[
             killed_at(
                 context,
                 &create("", "--disk xvdb,snapshot=external"),
-                is_telling,
+                once_each_step,
             )
         },
         cells: &[Cells::pv(&[Feature::Killed], &[Disks::Mixed])],
@@ -33,7 +33,7 @@ pub(super) const STEPS: &[Step] = &[
             killed_at(
                 context,
                 &revert("", "--disk xvdb,snapshot=external"),
-                is_telling,
+                once_each_step,
             )
         },
         cells: &[Cells::pv(&[Feature::Killed], &[Disks::Mixed])],
@@ -44,7 +44,7 @@ pub(super) const STEPS: &[Step] = &[
             killed_at(
                 context,
                 &delete("", "--disk xvdb,snapshot=external"),
-                is_telling,
+                once_each_step,
             )
         },
         cells: &[Cells::pv(&[Feature::Killed], &[Disks::Mixed])],
@@ -134,18 +134,10 @@ struct Stage<'lab> {
     after: String,
 }
 
-/// The points that tell most: where much was done and the journal does not say so, and on both sides of the commit.
-fn is_telling(point: &str) -> bool {
-    const MUCH: [&str; 7] = [
-        "-save-memory-performed",
-        "-snapshot-disks-performed",
-        "-destroy-performed",
-        "-restore-performed",
-        "-merge-layer-performed",
-        "-commit-begun",
-        "-commit-performed",
-    ];
-    MUCH.iter().any(|much| point.ends_with(much))
+/// One point for each step, at which most was done that the journal does not say: the step is performed, and it says only
+/// that it began; and both sides of a commit.
+fn once_each_step(point: &str) -> bool {
+    point.ends_with("-performed") || point.ends_with("-commit-begun")
 }
 
 /// At the points that are chosen, and its recovery too.
@@ -204,8 +196,7 @@ fn killed_at(context: &mut Context, scene: &Scene, is_chosen: fn(&str) -> bool) 
         stage.die_at(&scene.command, point)?;
         let recovery = stage.points_of("snapshot-list {}")?;
         stage.recover(is_done, point)?;
-        let chosen = recovery.iter();
-        let chosen = chosen.filter(|point| is_chosen(point) || point.ends_with("-performed"));
+        let chosen = recovery.iter().filter(|point| is_chosen(point));
         let chosen: Vec<_> = chosen.collect();
         stage.die_at(&scene.command, point)?;
         for second in &chosen {
