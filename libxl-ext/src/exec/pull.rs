@@ -19,6 +19,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 10
 /// How often the domain is looked for while its disk is worked on because it is off, in looks at the job.
 const DOMAIN_EVERY: u32 = 10;
 
+/// How long a chunk may take before its word is said again.
+const LOST_AFTER: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 100 });
+
 /// Between two looks at a job that waits after each chunk: its length decides how fast an increment can be.
 const CHUNK_EVERY: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 1 });
 
@@ -144,7 +147,7 @@ impl Performer<'_> {
                     };
                 }
             }
-            if let Some(speed) = whole.take().or_else(|| chunks.as_mut()?.next()) {
+            if let Some(speed) = whole.take().or_else(|| chunks.as_mut()?.next(job.done)) {
                 pulls.tell(by, image, Word::Speed(speed))?;
             }
             if self.observer.wants_abort() {
@@ -159,7 +162,7 @@ impl Performer<'_> {
                 )
                 .hint("what was pulled stays; the next pull goes on with it"));
             }
-            std::thread::sleep(chunks.as_ref().map_or(LOOK_EVERY, |_| CHUNK_EVERY));
+            std::thread::sleep(chunks.as_ref().map_or(LOOK_EVERY, Chunks::look_every));
         }
     }
 
@@ -276,7 +279,8 @@ struct Chunks {
     speed: u64,
     /// So that the bandwidth is kept.
     between: Duration,
-    said: Option<Instant>,
+    /// When the last word was said, and how far the job was then.
+    said: Option<(Instant, u64)>,
 }
 
 impl Chunks {
@@ -289,14 +293,30 @@ impl Chunks {
         }
     }
 
-    /// The speed to tell the job now, in bytes per second, if it is time for another chunk.
-    fn next(&mut self) -> Option<u64> {
-        if self.said.is_some_and(|said| said.elapsed() < self.between) {
-            return None;
+    /// The speed to tell the job now, in bytes per second, if it is time for another chunk. While it copies one, a word
+    /// is lost on it.
+    fn next(&mut self, done: u64) -> Option<u64> {
+        if let Some((at, was)) = self.said {
+            let wait = if done == was {
+                LOST_AFTER
+            } else {
+                Duration::ZERO
+            };
+            if at.elapsed() < wait.max(self.between) {
+                return None;
+            }
         }
-        self.said = Some(Instant::now());
+        self.said = Some((Instant::now(), done));
         self.speed += 1;
         Some(self.speed)
+    }
+
+    fn look_every(&self) -> Duration {
+        if self.between.is_zero() {
+            CHUNK_EVERY
+        } else {
+            LOOK_EVERY
+        }
     }
 }
 
@@ -378,9 +398,9 @@ mod tests {
     #[test]
     fn a_job_is_told_to_be_faster_for_each_chunk_as_often_as_the_bandwidth_lets_it() {
         let mut all = Chunks::new(0);
-        assert_eq!((all.next(), all.next()), (Some(2), Some(3)));
+        assert_eq!((all.next(0), all.next(CHUNK)), (Some(2), Some(3)));
         let mut slow = Chunks::new(1);
         assert_eq!(slow.between, Duration::from_secs(CHUNK));
-        assert_eq!((slow.next(), slow.next()), (Some(2), None));
+        assert_eq!((slow.next(0), slow.next(CHUNK)), (Some(2), None));
     }
 }

@@ -74,12 +74,16 @@ pub struct Stamp {
     pub nanoseconds: i64,
 }
 
+/// In seconds since the epoch: later than any clock is.
+const FAR: u64 = 1 << 33;
+
 impl Stamp {
-    /// The same as a time; the epoch for one before it.
+    /// The same as a time; the epoch for one before it, and [`FAR`] for what is later than that.
     pub(crate) fn time(self) -> SystemTime {
         let seconds = u64::try_from(self.seconds).unwrap_or(0);
         let nanoseconds = u64::try_from(self.nanoseconds).unwrap_or(0);
-        UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds)
+        let since = Duration::from_secs(seconds.min(FAR)) + Duration::from_nanos(nanoseconds);
+        UNIX_EPOCH + since
     }
 }
 
