@@ -94,9 +94,12 @@ fn faults(context: &mut Context) -> Result<()> {
         product.wait_for_helpers()?;
         present.ensure(context, &guest, &format!("{how}, killed in mid-save"))?;
 
-        // There is room at the start, and none once a part of the memory is written.
+        // There is room at the start, and none once a part of the memory is written; all of it, since hardly a page is new.
         product.shrink_beyond(5, small_store.mount)?;
-        product.refuses(&create, &["No space left on device", "are as they were"])?;
+        product.refuses(
+            &format!("snapshot-create -n x --format stock {options} {{}}"),
+            &["No space left on device", "are as they were"],
+        )?;
         small_store.resize(400)?;
         present.ensure(context, &guest, &format!("{how}, with a full disk"))?;
     }
