@@ -228,18 +228,19 @@ impl<'lab> Product<'lab> {
         )
     }
 
-    /// Leaves a MiB of room in the tmpfs at `directory`, in the background, once more than `mib` MiB of memory came from
-    /// libxl: to fill it would take longer than a save. A file `DIRECTORY.shrunk` says that it was done.
+    /// Leaves `room` MiB in the tmpfs at `directory`, in the background, once more than `mib` MiB of memory came from
+    /// libxl: to fill it would take longer than a save. Of less room than is written while that is done nothing comes. A file `DIRECTORY.shrunk` says that it was done.
     ///
     /// # Errors
     /// When dom0 does not answer.
-    pub fn shrink_beyond(&self, mib: u32, directory: &str) -> Result<()> {
+    pub fn shrink_beyond(&self, mib: u32, room: u32, directory: &str) -> Result<()> {
         // It is refused as long as more than that is written in the meantime.
         let script = format!(
             "rm -f {directory}.shrunk; (while ! {}; do :; done; \
-             until mount -o remount,size=$(($(df --output=used -B1 {directory} | tail -n 1) + 1048576)) {directory}; \
+             until mount -o remount,size=$(($(df --output=used -B1 {directory} | tail -n 1) + {})) {directory}; \
              do :; done; touch {directory}.shrunk) >/dev/null 2>&1 &",
-            self.memory_beyond(mib)
+            self.memory_beyond(mib),
+            u64::from(room) << 20
         );
         self.lab.run(&script).map(drop)
     }

@@ -337,7 +337,7 @@ fn interrupted(context: &mut Context) -> Result<()> {
 fn full_disk(lab: &Lab, guest: &Guest<'_>) -> Result<()> {
     let small_store = SmallStore::of(lab, 290)?;
     let product = Product::of(lab, guest).store(&small_store.dir());
-    product.shrink_beyond(5, small_store.mount)?;
+    product.shrink_beyond(5, 1, small_store.mount)?;
     product.refuses(
         "managed-save {}",
         &["No space left on device", "are as they were"],

@@ -68,7 +68,7 @@ fn full_disk(context: &mut Context) -> Result<()> {
     let product = Product::of(lab, &guest).store(&small_store.dir());
     let (life, domid) = (guest.life_id()?, guest.domid()?);
     // Once a part is written, the rest of the room is taken away.
-    product.shrink_beyond(5, small_store.mount)?;
+    product.shrink_beyond(5, 1, small_store.mount)?;
     product.refuses(
         "snapshot-create -n x {}",
         &["No space left on device", "are as they were"],

@@ -95,7 +95,7 @@ fn faults(context: &mut Context) -> Result<()> {
         present.ensure(context, &guest, &format!("{how}, killed in mid-save"))?;
 
         // There is room at the start, and none once a part of the memory is written; all of it, since hardly a page is new.
-        product.shrink_beyond(5, small_store.mount)?;
+        product.shrink_beyond(5, 16, small_store.mount)?;
         product.refuses(
             &format!("snapshot-create -n x --format stock {options} {{}}"),
             &["No space left on device", "are as they were"],
