@@ -10,4 +10,5 @@ pub mod name;
 pub mod process;
 pub mod pull;
 pub mod record;
+pub mod replication;
 pub mod tree;

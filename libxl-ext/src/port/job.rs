@@ -51,6 +51,28 @@ pub(super) struct BlockStream<'a> {
     pub(super) auto_dismiss: bool,
 }
 
+/// Copies a disk to another node, and from then on what is written to it.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct BlockdevMirror<'a> {
+    pub(super) job_id: &'a Id,
+    pub(super) device: &'a str,
+    pub(super) target: &'a str,
+    /// `full`: all of the disk.
+    pub(super) sync: &'static str,
+    /// `write-blocking`: a write is over when both have it.
+    pub(super) copy_mode: &'static str,
+    pub(super) on_source_error: OnIoError,
+    pub(super) on_target_error: OnIoError,
+    pub(super) auto_finalize: bool,
+    pub(super) auto_dismiss: bool,
+}
+
+impl Command for BlockdevMirror<'_> {
+    const NAME: &'static str = "blockdev-mirror";
+    type Answer = Value;
+}
+
 /// QEMU's `BlockdevOnError`, of which we use these.
 #[derive(Clone, Copy, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -182,6 +204,10 @@ const PREFIX: &str = "xl-ext-";
 /// What those of pulls begin with.
 const PULL_PREFIX: &str = "xl-ext-pull-";
 
+/// What those of mirrors begin with: one that failed stays in QEMU's list, as the sign of that, until its replication is
+/// stopped. QEMU 7.2 bears that, unlike with pulls.
+const MIRROR_PREFIX: &str = "xl-repl-";
+
 /// Why pulls failed of which QEMU had to forget the jobs before anybody had recorded it: a file for each, which does not
 /// outlive the host, as the jobs do not.
 pub(super) struct Forgotten<'a>(&'a str);
@@ -257,6 +283,11 @@ impl Id {
     /// The job that pulls into an image.
     pub(super) fn of_pull(image: &Path) -> Self {
         Self(format!("{PULL_PREFIX}{}", short(image)))
+    }
+
+    /// The job that mirrors the disk of this virtual device.
+    pub(super) fn of_mirror(vdev: &str) -> Self {
+        Self(format!("{MIRROR_PREFIX}{vdev}"))
     }
 
     fn is_pull(&self) -> bool {

@@ -18,14 +18,17 @@ pub mod libxl;
 mod libxl_log;
 #[doc(hidden)]
 pub mod libxl_sys;
+mod mirror;
 pub mod monitor;
 mod nbd;
+mod nbd_peer;
 mod proc;
 mod pull;
 pub mod qemu_img;
 pub mod qmp;
 mod qmp_wire;
 pub mod restore;
+mod sidecar;
 mod socket_lock;
 mod storage_daemon;
 mod subprocess;
@@ -34,8 +37,11 @@ pub mod xenctrl;
 pub mod xenstore;
 mod xl;
 
+pub(crate) use mirror::{Mirror, MirrorState};
 pub use nbd::DiskContent;
+pub(crate) use nbd_peer::{ExportFacts, ask_export, feel_pulse};
 pub(crate) use proc::wait_until_closed;
+pub(crate) use sidecar::Sidecar;
 
 #[cfg(fuzzing)]
 pub(crate) use qmp_wire::converse as qmp_converse;
@@ -258,12 +264,12 @@ pub trait BlockLayer {
     fn delete_snapshot(&self, life: DomainLife, tag: &str, disk: &DiskTarget) -> Result<()>;
 }
 
-/// Who pulls.
+/// Whose QEMU works on a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Worker {
     /// A domain's own QEMU.
     Qemu(DomainLife),
-    /// A storage daemon of ours, by the directory of its monitor.
+    /// One without a machine, by the directory of its monitor.
     Daemon(PathBuf),
 }
 

@@ -8,7 +8,7 @@
 use super::{Monitors, proc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::process::ProcessId;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::Signal;
 use std::fs::{File, Metadata};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
@@ -86,19 +86,12 @@ fn waited_for(line: &str, pid: i32) -> Option<u32> {
 
 /// Signals the process if it is still the one.
 fn signal(process: ProcessId, signal: Signal) -> Result<()> {
-    let Some(handle) = Pid::from_raw(process.pid)
-        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
-        .filter(|_| proc::stat(process.pid).is_some_and(|(_, now)| now == process))
-    else {
-        return Ok(());
-    };
-    match pidfd_send_signal(&handle, signal) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(error) => Err(Error::io(
+    proc::signal(process, signal).map_err(|error| {
+        Error::io(
             format!("signal xl's monitor (process {})", process.pid),
             error,
-        )),
-    }
+        )
+    })
 }
 
 #[cfg(test)]

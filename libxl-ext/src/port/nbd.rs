@@ -1,6 +1,7 @@
 //! What a guest would read of an image, by `qemu-nbd`: also of an internal snapshot, and through all layers. A client
 //! of the NBD protocol, as far as reading needs it. (The protocol: doc/proto.md of the nbd project.)
 
+use super::nbd_peer::{FLAGS, MAGIC, OPTION_MAGIC};
 use super::subprocess::{self, Beside};
 use crate::error::{Error, ErrorKind, Result};
 use std::ffi::OsString;
@@ -18,10 +19,6 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 /// How long it may take to end once nobody is connected to it.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
-const MAGIC: u64 = u64::from_be_bytes(*b"NBDMAGIC");
-const OPTION_MAGIC: u64 = u64::from_be_bytes(*b"IHAVEOPT");
-/// Flags of both sides: options are negotiated, and no zeros fill the last answer.
-const FLAGS: u16 = 0b11;
 const OPTION_EXPORT_NAME: u32 = 1;
 const REQUEST_MAGIC: u32 = 0x2560_9513;
 const REPLY_MAGIC: u32 = 0x6744_6698;

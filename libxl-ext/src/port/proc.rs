@@ -2,6 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::process::ProcessId;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,25 @@ pub(super) fn stat(pid: i32) -> Option<(char, ProcessId)> {
             started: fields.get(19)?.parse().ok()?,
         },
     ))
+}
+
+/// Whether a process runs, and has not ended without being waited for.
+pub(super) fn is_alive(process: ProcessId) -> bool {
+    stat(process.pid).is_some_and(|(state, now)| now == process && !matches!(state, 'Z' | 'X'))
+}
+
+/// Signals the process if it is still the one.
+pub(super) fn signal(process: ProcessId, signal: Signal) -> rustix::io::Result<()> {
+    let Some(handle) = Pid::from_raw(process.pid)
+        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+        .filter(|_| stat(process.pid).is_some_and(|(_, now)| now == process))
+    else {
+        return Ok(());
+    };
+    match pidfd_send_signal(&handle, signal) {
+        Err(rustix::io::Errno::SRCH) => Ok(()),
+        sent => sent,
+    }
 }
 
 /// Waits until no process has the file open.

@@ -384,13 +384,33 @@ fn chain_options(chain: &[Backing]) -> OsString {
     OsString::from_vec(text)
 }
 
-fn add_options(text: &mut Vec<u8>, prefix: &str, image: &Path, format: ImageFormat) {
-    // QEMU takes block devices (LVM) by another driver than files.
-    let protocol = if is_device(image) {
+/// QEMU's driver for the file that an image is in: block devices (LVM) have another one than files.
+pub(crate) fn protocol_of(image: &Path) -> &'static str {
+    if is_device(image) {
         "host_device"
     } else {
         "file"
-    };
+    }
+}
+
+/// Makes a new, empty qcow2 image that stands on nothing, readable by root alone.
+///
+/// # Errors
+/// If there is a file of its name, or no room.
+pub(crate) fn create_empty(image: &Path, length: u64) -> Result<()> {
+    let what = format!("make {}", image.display());
+    // Ours alone, and nobody else's file: qemu-img would overwrite one.
+    drop(atomic::create_new(image)?);
+    let mut command = Command::new("qemu-img");
+    command
+        .args(["create", "-q", "-f", "qcow2", "--"])
+        .arg(image);
+    command.arg(length.to_string());
+    subprocess::run(command, Death::OnItsOwn, &what).map(drop)
+}
+
+fn add_options(text: &mut Vec<u8>, prefix: &str, image: &Path, format: ImageFormat) {
+    let protocol = protocol_of(image);
     let head = format!(
         "{prefix}driver={},{prefix}file.driver={protocol},{prefix}file.filename=",
         format.driver()

@@ -158,6 +158,11 @@ impl Command for HumanMonitorCommand {
     type Answer = String;
 }
 
+/// libxl's socket of a domain's QEMU.
+pub(super) fn socket_of(life: DomainLife) -> PathBuf {
+    Path::new(RUN_DIRECTORY).join(format!("qmp-libxl-{}", life.domid))
+}
+
 /// A monitor with a lock around it, which is libxl's if it is that of a domain.
 pub(super) struct Locked {
     pub(super) monitor: Monitor,
@@ -167,15 +172,18 @@ pub(super) struct Locked {
 impl Locked {
     pub(super) fn connect(life: DomainLife) -> Result<Self> {
         let lock = SocketLock::take(life)?;
-        let socket = Path::new(RUN_DIRECTORY).join(format!("qmp-libxl-{}", life.domid));
-        Self::connect_to(&socket, lock)
+        Self::connect_to(&socket_of(life), lock)
     }
 
     pub(super) fn connect_to(socket: &Path, lock: SocketLock) -> Result<Self> {
-        Ok(Self {
-            monitor: Monitor::connect(socket)?,
+        Ok(Self::of(Monitor::connect(socket)?, lock))
+    }
+
+    pub(super) fn of(monitor: Monitor, lock: SocketLock) -> Self {
+        Self {
+            monitor,
             _lock: lock,
-        })
+        }
     }
 
     pub(super) fn nodes(&mut self) -> Result<Vec<BlockNode>> {

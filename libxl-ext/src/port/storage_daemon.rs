@@ -1,7 +1,7 @@
 //! QEMU as a storage daemon: without a machine, for the disks of a domain that is off. It is the program that domains
 //! have too; `qemu-storage-daemon` is of another package, which a Xen host need not have.
 
-use super::qemu_img::is_device;
+use super::qemu_img::protocol_of;
 use super::qmp_wire::{self, Monitor};
 use super::socket_lock::{LOCK_LIMIT, SocketLock};
 use super::subprocess::{self, Beside};
@@ -167,11 +167,7 @@ fn node(chain: &[Backing], is_top: bool, what: &str) -> Result<Value> {
         let path = own.image.display();
         Error::new(ErrorKind::Unsupported, what).because(format!("{path} is not UTF-8"))
     })?;
-    let protocol = if is_device(&own.image) {
-        "host_device"
-    } else {
-        "file"
-    };
+    let protocol = protocol_of(&own.image);
     let mut opened = json!({
         "driver": own.format.driver(),
         "read-only": !is_top,

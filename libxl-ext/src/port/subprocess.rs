@@ -106,6 +106,23 @@ pub(super) fn spawn(mut command: Command, what: &str) -> Result<Beside> {
     })
 }
 
+/// Starts a program that goes on when we end. What it complains of goes to `log`.
+pub(super) fn leave(mut command: Command, log: File, what: &str) -> Result<Child> {
+    command
+        .env("LC_ALL", "C")
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log);
+    tracing::debug!("start {command:?}");
+    command.spawn().map_err(|error| {
+        let program = command.get_program().to_string_lossy();
+        Error::new(ErrorKind::Toolstack, what)
+            .because(error)
+            .hint(format!("is {program} installed?"))
+    })
+}
+
 /// Runs a program to its end and returns its standard output.
 ///
 /// Its output goes through files and not pipes: a daemon that it leaves behind may keep them open.

@@ -25,6 +25,7 @@
 //! | nothing is registered | success | refused: nobody is to believe that something is replicated |
 
 mod ops;
+pub mod qdisk;
 mod registry;
 #[cfg(test)]
 mod tests;
