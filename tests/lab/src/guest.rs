@@ -260,15 +260,31 @@ impl<'lab> Guest<'lab> {
     /// # Errors
     /// When it does not get it within a minute.
     pub fn wait_disk(&self, vdev: &str) -> Result<()> {
+        self.wait_disk_is(vdev, true)
+    }
+
+    /// Waits until a disk that was detached is gone, so that another one of its name is not taken for it.
+    ///
+    /// # Errors
+    /// When it still has it after a minute.
+    pub fn wait_no_disk(&self, vdev: &str) -> Result<()> {
+        self.wait_disk_is(vdev, false)
+    }
+
+    fn wait_disk_is(&self, vdev: &str, there: bool) -> Result<()> {
         let end = Instant::now() + Duration::from_secs(60);
         loop {
             let disks = self.ask("disks")?;
             let mut names = disks.split(' ').filter_map(|disk| disk.split_once(':'));
-            if names.any(|(name, _)| name == vdev) {
+            if names.any(|(name, _)| name == vdev) == there {
                 return Ok(());
             }
             if Instant::now() >= end {
-                bail!("guest {} has the disks {disks}, and not {vdev}", self.name);
+                let which = if there { "not" } else { "still" };
+                bail!(
+                    "guest {} has the disks {disks}, and {which} {vdev}",
+                    self.name
+                );
             }
             thread::sleep(Duration::from_millis(300));
         }

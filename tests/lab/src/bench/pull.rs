@@ -128,7 +128,8 @@ impl Bench<'_> {
 
     fn detach(&self) -> Result<()> {
         let detach = format!("xl block-detach {} xvdc", self.guest.name());
-        self.lab.run_within(&detach, LIMIT).map(drop)
+        self.lab.run_within(&detach, LIMIT)?;
+        self.guest.wait_no_disk("xvdc")
     }
 
     fn hmp(&self, command: &str) -> Result<String> {

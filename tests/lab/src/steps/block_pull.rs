@@ -497,6 +497,7 @@ fn aborts(context: &mut Context) -> Result<()> {
         assert_eq!(state(&product, "xvdc")?, "completed", "round {round}");
         disk.ensure_alone()?;
         lab.run_within(&format!("xl block-detach {name} xvdc"), LIMIT)?;
+        guest.wait_no_disk("xvdc")?;
     }
     println!("{rounds} aborts: {}", ends.join(", "));
     ensure!(
