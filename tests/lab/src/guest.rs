@@ -20,7 +20,7 @@ use crate::ssh::quote;
 pub const GUESTS_DIR: &str = "/var/lib/lab/guests";
 
 /// A PV guest needs some seconds, an HVM guest on a loaded machine two minutes.
-const READY_LIMIT: Duration = Duration::from_secs(180);
+const READY_LIMIT: Duration = Duration::from_secs(600);
 
 /// Long enough for an answer on a loaded machine; what takes longer has a limit of its own.
 const ANSWER_SECONDS: u32 = 60;
