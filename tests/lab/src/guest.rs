@@ -19,7 +19,7 @@ use crate::ssh::quote;
 /// Where guests' files are in dom0, each in a directory of its own.
 pub const GUESTS_DIR: &str = "/var/lib/lab/guests";
 
-/// A PV guest needs some seconds, an HVM guest on a loaded machine two minutes.
+/// A PV guest needs some seconds, an HVM guest on a loaded machine more than three minutes.
 const READY_LIMIT: Duration = Duration::from_secs(600);
 
 /// Long enough for an answer on a loaded machine; what takes longer has a limit of its own.
@@ -89,7 +89,7 @@ impl<'lab> Guest<'lab> {
     /// Waits until it answers.
     ///
     /// # Errors
-    /// When it does not within three minutes.
+    /// When it does not within ten minutes.
     pub fn wait_ready(&self) -> Result<()> {
         let end = Instant::now() + READY_LIMIT;
         loop {
