@@ -6,10 +6,11 @@
 //! it. So each such command has `yank` as its way out, which QEMU hears meanwhile. It cuts the connection for good.
 
 use super::job::{self, OnIoError, Status};
-use super::qmp::{Locked, node_of, require_open_once, socket_of};
+use super::qmp::{HumanMonitorCommand, Locked, node_of, require_open_once, socket_of};
 use super::qmp_wire::{Command, Monitor, Terms, is_refusal, took_way_out};
 use super::socket_lock::{LOCK_LIMIT, SocketLock};
 use super::storage_daemon::SOCKET;
+use super::unused_node::BlockdevDel;
 use super::{BlockNode, Worker};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::DiskTarget;
@@ -70,17 +71,6 @@ impl Command for NbdClient<'_> {
     type Answer = Value;
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct BlockdevDel<'a> {
-    node_name: &'a str,
-}
-
-impl Command for BlockdevDel<'_> {
-    const NAME: &'static str = "blockdev-del";
-    type Answer = Value;
-}
-
 /// Cuts a node off from whatever it is connected to.
 #[derive(Serialize)]
 struct Yank<'a> {
@@ -97,19 +87,6 @@ struct YankInstance<'a> {
 impl Command for Yank<'_> {
     const NAME: &'static str = "yank";
     type Answer = Value;
-}
-
-/// The only way to have QEMU drain a node: its `qemu-io` does so before and after a command, of which `aio_flush` says the
-/// least.
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct HumanMonitorCommand {
-    command_line: String,
-}
-
-impl Command for HumanMonitorCommand {
-    const NAME: &'static str = "human-monitor-command";
-    type Answer = String;
 }
 
 impl Mirror {

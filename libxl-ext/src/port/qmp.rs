@@ -146,11 +146,12 @@ impl Command for XenSaveDevicesState<'_> {
     type Answer = Value;
 }
 
-/// The only way to have QEMU flush an image.
+/// The only way to have QEMU flush an image, or drain a node: its `qemu-io` does so before and after a command, of which
+/// `aio_flush` says the least.
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct HumanMonitorCommand {
-    command_line: String,
+pub(super) struct HumanMonitorCommand {
+    pub(super) command_line: String,
 }
 
 impl Command for HumanMonitorCommand {

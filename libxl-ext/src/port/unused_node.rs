@@ -10,10 +10,11 @@ use crate::error::Result;
 use serde::Serialize;
 use serde_json::Value;
 
+/// Closes a node.
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct BlockdevDel<'a> {
-    node_name: &'a str,
+pub(super) struct BlockdevDel<'a> {
+    pub(super) node_name: &'a str,
 }
 
 impl Command for BlockdevDel<'_> {
