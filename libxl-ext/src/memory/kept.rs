@@ -73,7 +73,7 @@ impl Kept {
     /// As [`Kept::prove`].
     pub(crate) fn recognise(&self, proof: &MemoryProof, observer: &dyn Observer) -> Result<()> {
         if packed::is_packed(&self.image)? {
-            packed::recognise(&self.image, &self.packs, proof)
+            packed::recognise(&self.image, proof)
         } else {
             self.prove(proof, observer)
         }

@@ -6,11 +6,9 @@
 //! it. So each such command has `yank` as its way out, which QEMU hears meanwhile. It cuts the connection for good.
 
 use super::job::{self, OnIoError, Status};
-use super::qmp::{HumanMonitorCommand, Locked, node_of, require_open_once, socket_of};
-use super::qmp_wire::{Command, Monitor, Terms, is_refusal, took_way_out};
-use super::socket_lock::{LOCK_LIMIT, SocketLock};
-use super::storage_daemon::SOCKET;
-use super::unused_node::BlockdevDel;
+use super::qmp::{HumanMonitorCommand, Locked, node_of, require_open_once};
+use super::qmp_wire::{Command, Terms, is_refusal, took_way_out};
+use super::unused_node::{BlockdevAdd, BlockdevDel};
 use super::{BlockNode, Worker};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::DiskTarget;
@@ -55,22 +53,6 @@ pub(crate) enum MirrorState {
     Gone,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct NbdClient<'a> {
-    driver: &'static str,
-    node_name: &'a str,
-    server: Value,
-    export: &'a str,
-    /// Zero: a connection that is lost is not made anew, since what was written meanwhile would be lacking.
-    reconnect_delay: u32,
-}
-
-impl Command for NbdClient<'_> {
-    const NAME: &'static str = "blockdev-add";
-    type Answer = Value;
-}
-
 /// Cuts a node off from whatever it is connected to.
 #[derive(Serialize)]
 struct Yank<'a> {
@@ -101,19 +83,11 @@ impl Mirror {
     }
 
     fn connect(&self) -> Result<Locked> {
-        let (socket, lock) = match &self.qemu {
-            Worker::Qemu(life) => (socket_of(*life), SocketLock::take(*life)?),
-            Worker::Daemon(directory) => {
-                let deadline = Instant::now() + LOCK_LIMIT;
-                let lock = SocketLock::take_at(directory.join("lock"), deadline)?;
-                (directory.join(SOCKET), lock)
-            }
-        };
         let terms = Terms {
             limit: self.limit,
             out_of_band: true,
         };
-        Ok(Locked::of(Monitor::connect_on(&socket, terms)?, lock))
+        Locked::connect_to(&self.qemu, terms)
     }
 
     fn yank(&self) -> Yank<'_> {
@@ -167,15 +141,16 @@ impl Mirror {
                 json!({ "type": "inet", "host": "127.0.0.1", "port": port.to_string() })
             }
         };
-        let client = NbdClient {
-            driver: "nbd",
-            node_name: &self.peer,
-            server,
-            export,
-            reconnect_delay: 0,
-        };
+        // A connection that is lost is not made anew, since what was written meanwhile would be lacking.
+        let client = json!({
+            "driver": "nbd",
+            "node-name": self.peer,
+            "server": server,
+            "export": export,
+            "reconnect-delay": 0,
+        });
         // If it is refused, a node of the name is somebody else's.
-        self.run(&mut qemu, &client)?;
+        self.run(&mut qemu, &BlockdevAdd(&client))?;
         let mirror = job::BlockdevMirror {
             job_id: &self.job,
             device: &source.node_name,

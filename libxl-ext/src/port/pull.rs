@@ -9,8 +9,7 @@ use super::qmp::{
     LONGEST_PAUSE, Locked, QemuMonitors, RUN_DIRECTORY, SHORTEST_PAUSE, node_of, require_open_once,
     short,
 };
-use super::qmp_wire::is_refusal;
-use super::socket_lock::{LOCK_LIMIT, SocketLock};
+use super::qmp_wire::{USUAL, is_refusal};
 use super::storage_daemon::StorageDaemon;
 use super::{BlockNode, PullJob, PullJobState, Pulls, StorageServer, Word, Worker};
 use crate::error::{Error, ErrorKind, Result};
@@ -29,7 +28,7 @@ const CANCELLED: &str = "Operation canceled";
 
 impl Pulls for QemuMonitors {
     fn start(&self, by: &Worker, pull: &Pull) -> Result<()> {
-        let mut qemu = connect(by)?;
+        let mut qemu = Locked::connect_to(by, USUAL)?;
         let nodes = qemu.nodes()?;
         require_open_once(&nodes, &pull.disk.image)?;
         let top = node_of(&nodes, &pull.disk)?;
@@ -69,12 +68,12 @@ impl Pulls for QemuMonitors {
     }
 
     fn look(&self, by: &Worker, image: &Path) -> Result<Option<PullJob>> {
-        let mut qemu = connect(by)?;
+        let mut qemu = Locked::connect_to(by, USUAL)?;
         look(&mut qemu, &job::Id::of_pull(image))
     }
 
     fn tell(&self, by: &Worker, image: &Path, word: Word) -> Result<()> {
-        let mut qemu = connect(by)?;
+        let mut qemu = Locked::connect_to(by, USUAL)?;
         let id = job::Id::of_pull(image);
         let Some(job) = id.look(&mut qemu.monitor)? else {
             return match word {
@@ -141,16 +140,6 @@ impl Pulls for QemuMonitors {
     fn directory(&self, of_domain: &Path) -> PathBuf {
         // Names of sockets have to be short.
         Path::new(RUN_DIRECTORY).join(format!("xl-ext-pull-{}", short(of_domain)))
-    }
-}
-
-fn connect(to: &Worker) -> Result<Locked> {
-    match to {
-        Worker::Qemu(life) => Locked::connect(*life),
-        Worker::Daemon(directory) => {
-            let lock = SocketLock::take_at(directory.join("lock"), Instant::now() + LOCK_LIMIT)?;
-            Locked::connect_to(&directory.join(super::storage_daemon::SOCKET), lock)
-        }
     }
 }
 

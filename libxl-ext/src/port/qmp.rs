@@ -4,9 +4,10 @@
 
 use super::job::Progress;
 use super::qemu_img::{SnapshotInfo, is_device, last_write};
-use super::qmp_wire::{Command, Monitor};
-use super::socket_lock::SocketLock;
-use super::{BlockLayer, BlockNode, is_open_twice, job, unused_node};
+use super::qmp_wire::{Command, Monitor, Terms, USUAL};
+use super::socket_lock::{LOCK_LIMIT, SocketLock};
+use super::storage_daemon::SOCKET;
+use super::{BlockLayer, BlockNode, Worker, is_open_twice, job, unused_node};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::{DiskTarget, ImageFacts, ImageFormat};
 use crate::model::domain::DomainLife;
@@ -15,7 +16,7 @@ use crate::plan::Merge;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Where libxl puts QEMU's sockets (`XEN_RUN_DIR`).
 pub(super) const RUN_DIRECTORY: &str = "/var/run/xen";
@@ -159,11 +160,6 @@ impl Command for HumanMonitorCommand {
     type Answer = String;
 }
 
-/// libxl's socket of a domain's QEMU.
-pub(super) fn socket_of(life: DomainLife) -> PathBuf {
-    Path::new(RUN_DIRECTORY).join(format!("qmp-libxl-{}", life.domid))
-}
-
 /// A monitor with a lock around it, which is libxl's if it is that of a domain.
 pub(super) struct Locked {
     pub(super) monitor: Monitor,
@@ -172,19 +168,26 @@ pub(super) struct Locked {
 
 impl Locked {
     pub(super) fn connect(life: DomainLife) -> Result<Self> {
-        let lock = SocketLock::take(life)?;
-        Self::connect_to(&socket_of(life), lock)
+        Self::connect_to(&Worker::Qemu(life), USUAL)
     }
 
-    pub(super) fn connect_to(socket: &Path, lock: SocketLock) -> Result<Self> {
-        Ok(Self::of(Monitor::connect(socket)?, lock))
-    }
-
-    pub(super) fn of(monitor: Monitor, lock: SocketLock) -> Self {
-        Self {
-            monitor,
+    pub(super) fn connect_to(worker: &Worker, terms: Terms) -> Result<Self> {
+        let (socket, lock) = match worker {
+            Worker::Qemu(life) => {
+                let socket = format!("qmp-libxl-{}", life.domid);
+                let lock = SocketLock::take(*life)?;
+                (Path::new(RUN_DIRECTORY).join(socket), lock)
+            }
+            Worker::Daemon(directory) => {
+                let deadline = Instant::now() + LOCK_LIMIT;
+                let lock = SocketLock::take_at(directory.join("lock"), deadline)?;
+                (directory.join(SOCKET), lock)
+            }
+        };
+        Ok(Self {
+            monitor: Monitor::connect(&socket, terms)?,
             _lock: lock,
-        }
+        })
     }
 
     pub(super) fn nodes(&mut self) -> Result<Vec<BlockNode>> {

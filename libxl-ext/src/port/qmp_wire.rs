@@ -102,7 +102,7 @@ pub(super) struct Terms {
 }
 
 /// Those of whoever asks a QEMU that waits for nobody else.
-const USUAL: Terms = Terms {
+pub(super) const USUAL: Terms = Terms {
     limit: ANSWER_LIMIT,
     out_of_band: false,
 };
@@ -119,11 +119,7 @@ impl Command for Capabilities {
 }
 
 impl Monitor {
-    pub(super) fn connect(socket: &Path) -> Result<Self> {
-        Self::connect_on(socket, USUAL)
-    }
-
-    pub(super) fn connect_on(socket: &Path, terms: Terms) -> Result<Self> {
+    pub(super) fn connect(socket: &Path, terms: Terms) -> Result<Self> {
         let name = socket.display().to_string();
         let stream = UnixStream::connect(socket)
             .and_then(|stream| {
@@ -375,7 +371,7 @@ mod tests {
     fn events_are_passed_over() {
         let (directory, server) =
             scripted(&["{\"event\":\"STOP\",\"data\":{}}\n{\"return\":{\"a\":1},\"id\":2}"]);
-        let mut monitor = Monitor::connect(&directory.path().join("qmp")).unwrap();
+        let mut monitor = Monitor::connect(&directory.path().join("qmp"), USUAL).unwrap();
         assert_eq!(monitor.run(&Capabilities::default()).unwrap()["a"], 1);
         let sent = server.join().unwrap();
         assert!(
@@ -389,7 +385,7 @@ mod tests {
         let (directory, _server) = scripted(&[
             r#"{"error":{"class":"GenericError","desc":"Device 'x' not found"},"id":2}"#,
         ]);
-        let mut monitor = Monitor::connect(&directory.path().join("qmp")).unwrap();
+        let mut monitor = Monitor::connect(&directory.path().join("qmp"), USUAL).unwrap();
         let report = monitor.run(&Capabilities::default()).unwrap_err().report();
         assert!(
             report.ends_with("QEMU: Device 'x' not found (GenericError)"),
@@ -400,7 +396,7 @@ mod tests {
     #[test]
     fn an_answer_without_anything_in_it_is_no_success() {
         let (directory, _server) = scripted(&[r#"{"id":2}"#]);
-        let mut monitor = Monitor::connect(&directory.path().join("qmp")).unwrap();
+        let mut monitor = Monitor::connect(&directory.path().join("qmp"), USUAL).unwrap();
         let report = monitor.run(&Capabilities::default()).unwrap_err().report();
         assert!(report.ends_with("it answered nothing"), "{report}");
     }
@@ -449,7 +445,7 @@ mod tests {
             out_of_band: true,
             ..USUAL
         };
-        let mut monitor = Monitor::connect_on(&directory.path().join("qmp"), terms).unwrap();
+        let mut monitor = Monitor::connect(&directory.path().join("qmp"), terms).unwrap();
         let (command, limit) = (Capabilities::default(), Duration::from_millis(100));
         let error = monitor.run_within(&command, limit, &command).unwrap_err();
         assert!(
@@ -477,7 +473,7 @@ mod tests {
             out_of_band: true,
             ..USUAL
         };
-        let error = Monitor::connect_on(&directory.path().join("qmp"), terms).err();
+        let error = Monitor::connect(&directory.path().join("qmp"), terms).err();
         assert_eq!(
             error.map(|error| error.kind()),
             Some(ErrorKind::Unsupported)
@@ -487,10 +483,10 @@ mod tests {
     #[test]
     fn a_closed_connection_and_a_foreign_answer_are_errors() {
         let (directory, _server) = scripted(&[]);
-        let mut monitor = Monitor::connect(&directory.path().join("qmp")).unwrap();
+        let mut monitor = Monitor::connect(&directory.path().join("qmp"), USUAL).unwrap();
         assert!(monitor.run(&Capabilities::default()).is_err());
         let (directory, _server) = scripted(&[r#"{"return":{},"id":7}"#]);
-        let mut monitor = Monitor::connect(&directory.path().join("qmp")).unwrap();
+        let mut monitor = Monitor::connect(&directory.path().join("qmp"), USUAL).unwrap();
         assert!(
             monitor
                 .run(&Capabilities::default())

@@ -5,10 +5,10 @@
 
 use super::proc;
 use super::qmp::Locked;
-use super::qmp_wire::{Command, Monitor, Terms, is_refusal};
-use super::socket_lock::{LOCK_LIMIT, SocketLock};
-use super::storage_daemon::SOCKET;
-use super::subprocess;
+use super::qmp_wire::{Command, Terms, is_refusal};
+use super::storage_daemon::{Quit, SOCKET};
+use super::unused_node::BlockdevAdd;
+use super::{Worker, subprocess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::process::ProcessId;
 use crate::model::replication::{NbdAddress, as_text};
@@ -51,16 +51,6 @@ pub(crate) struct Sidecar {
     /// If we have started it, so that it can be waited for.
     child: Option<Child>,
     limit: Duration,
-}
-
-/// Adds a node, which is said in QEMU's own words.
-#[derive(Serialize)]
-#[serde(transparent)]
-struct BlockdevAdd<'a>(&'a Value);
-
-impl Command for BlockdevAdd<'_> {
-    const NAME: &'static str = "blockdev-add";
-    type Answer = Value;
 }
 
 #[derive(Serialize)]
@@ -147,14 +137,6 @@ impl Command for QueryXenReplicationStatus {
 struct ReplicationStatus {
     error: bool,
     desc: Option<String>,
-}
-
-#[derive(Serialize)]
-struct Quit {}
-
-impl Command for Quit {
-    const NAME: &'static str = "quit";
-    type Answer = Value;
 }
 
 impl Sidecar {
@@ -271,13 +253,11 @@ impl Sidecar {
             let what = format!("the secondary's QEMU (process {pid}) has ended");
             return Err(self.with_complaint(Error::new(ErrorKind::Toolstack, what)));
         }
-        let lock = SocketLock::take_at(self.directory.join("lock"), Instant::now() + LOCK_LIMIT)?;
         let terms = Terms {
             limit: self.limit,
             out_of_band: false,
         };
-        let monitor = Monitor::connect_on(&self.directory.join(SOCKET), terms)?;
-        Ok(Locked::of(monitor, lock))
+        Locked::connect_to(&Worker::Daemon(self.directory.clone()), terms)
     }
 
     /// Adds what it said itself, if it said anything.

@@ -2,10 +2,10 @@
 //! have too; `qemu-storage-daemon` is of another package, which a Xen host need not have.
 
 use super::qemu_img::protocol_of;
-use super::qmp_wire::{self, Monitor};
-use super::socket_lock::{LOCK_LIMIT, SocketLock};
+use super::qmp::Locked;
+use super::qmp_wire::{self, USUAL};
 use super::subprocess::{self, Beside};
-use super::{StorageServer, proc};
+use super::{StorageServer, Worker, proc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::disk::ImageFormat;
 use crate::model::layer::Backing;
@@ -41,7 +41,7 @@ pub(super) struct StorageDaemon {
 }
 
 #[derive(Serialize)]
-struct Quit {}
+pub(super) struct Quit {}
 
 impl qmp_wire::Command for Quit {
     const NAME: &'static str = "quit";
@@ -101,10 +101,9 @@ impl StorageDaemon {
 
     fn quit(&mut self) -> Result<()> {
         self.ended = true;
-        let lock = SocketLock::take_at(self.directory.join("lock"), Instant::now() + LOCK_LIMIT)?;
-        let mut monitor = Monitor::connect(&self.directory.join(SOCKET))?;
-        let said = monitor.run(&Quit {});
-        drop((monitor, lock));
+        let mut qemu = Locked::connect_to(&Worker::Daemon(self.directory.clone()), USUAL)?;
+        let said = qemu.monitor.run(&Quit {});
+        drop(qemu);
         let deadline = Instant::now() + END_LIMIT;
         loop {
             match self.daemon.child.try_wait() {

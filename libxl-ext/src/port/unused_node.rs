@@ -8,7 +8,7 @@
 use super::qmp_wire::{Command, Monitor, is_refusal};
 use crate::error::Result;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Closes a node.
 #[derive(Serialize)]
@@ -22,14 +22,10 @@ impl Command for BlockdevDel<'_> {
     type Answer = Value;
 }
 
-/// A node without an image.
+/// Adds a node, which is said in QEMU's own words.
 #[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct BlockdevAdd<'a> {
-    driver: &'static str,
-    node_name: &'a str,
-    read_only: bool,
-}
+#[serde(transparent)]
+pub(super) struct BlockdevAdd<'a>(pub(super) &'a Value);
 
 impl Command for BlockdevAdd<'_> {
     const NAME: &'static str = "blockdev-add";
@@ -47,12 +43,13 @@ pub(super) fn close(monitor: &mut Monitor, node_name: &str) -> Result<bool> {
         Err(error) if is_refusal(&error) => return Ok(false),
         deleted => deleted?,
     };
-    let empty = BlockdevAdd {
-        driver: "null-co",
-        node_name,
-        read_only: true,
-    };
-    monitor.run(&empty).map(|_| true)
+    let empty = empty(node_name);
+    monitor.run(&BlockdevAdd(&empty)).map(|_| true)
+}
+
+/// A node without an image.
+fn empty(node_name: &str) -> Value {
+    json!({ "driver": "null-co", "node-name": node_name, "read-only": true })
 }
 
 #[cfg(test)]
@@ -61,13 +58,9 @@ mod tests {
 
     #[test]
     fn the_empty_node_is_written_as_qemu_reads_it() {
-        let empty = BlockdevAdd {
-            driver: "null-co",
-            node_name: "xvda-qcow2",
-            read_only: true,
-        };
+        let empty = empty("xvda-qcow2");
         assert_eq!(
-            serde_json::to_value(&empty).unwrap(),
+            serde_json::to_value(BlockdevAdd(&empty)).unwrap(),
             serde_json::json!({ "driver": "null-co", "node-name": "xvda-qcow2", "read-only": true })
         );
         assert_eq!(

@@ -495,13 +495,12 @@ pub(crate) fn prove(
     }
 }
 
-/// Compares what an image says of itself with what is recorded of it, and opens its packs. The rest turns out while it
-/// is read.
+/// Compares what an image says of itself with what is recorded of it. The rest turns out while it is read.
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`] if it is another image, or a pack is missing; [`ErrorKind::Io`].
-pub(crate) fn recognise(image: &Path, packs: &Path, proof: &MemoryProof) -> Result<()> {
-    Reader::open(image, packs)?.skeleton.require(proof)
+/// [`ErrorKind::Corrupt`] if it is another image; [`ErrorKind::Io`].
+pub(crate) fn recognise(image: &Path, proof: &MemoryProof) -> Result<()> {
+    Skeleton::open(image)?.require(proof)
 }
 
 /// The identities of the packs that an image needs, with the blocks.
