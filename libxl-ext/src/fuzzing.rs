@@ -60,6 +60,16 @@ pub fn qemu_img(output: &[u8]) -> serde_json::Result<ImageFacts> {
     crate::port::qemu_img::facts_in(output)
 }
 
+/// What is read of a qcow2 image of these bytes.
+///
+/// # Panics
+/// If there is no room for it.
+pub fn qcow2(bytes: &[u8]) -> Option<ImageFacts> {
+    let mut file = tempfile::NamedTempFile::new_in("/dev/shm").expect("there is room");
+    file.write_all(bytes).expect("there is room");
+    crate::port::qemu_img::facts_at_a_glance(file.path())
+}
+
 /// What a QEMU says that sends `bytes` and closes the connection.
 ///
 /// # Errors

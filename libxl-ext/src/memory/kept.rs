@@ -148,11 +148,11 @@ pub(crate) enum Unfed {
 
 /// Where an image goes.
 pub(crate) trait Sink: Write {
-    /// Writes bytes that never change, so that nobody needs a copy of them.
+    /// Writes so many bytes that are zero, of which nobody needs a copy.
     ///
     /// # Errors
     /// As [`Write::write_all`].
-    fn write_lasting(&mut self, bytes: &'static [u8]) -> io::Result<()>;
+    fn write_zeros(&mut self, length: usize) -> io::Result<()>;
 }
 
 /// What the observer was told.
@@ -186,7 +186,11 @@ impl<'a> Told<'a> {
 }
 
 /// Fewer zeros than this are copied with what is around them, in bytes.
-const LASTING_LEAST: usize = 16 << 12;
+const ZEROS_LEAST: usize = 16 << 12;
+
+/// What is written to whoever restores is gathered up to so many bytes: he wakes up for each write, and a page is not
+/// worth that. What is longer is not copied once more.
+const GATHERED: usize = 64 << 10;
 
 impl Content {
     /// Writes what is left of it. The last bytes come only when all before has turned out to be what was written, so
@@ -196,8 +200,7 @@ impl Content {
     /// Whose fault it is.
     pub(crate) fn feed(self, to: &mut impl Sink, observer: &dyn Observer) -> Result<(), Unfed> {
         let sink = |error| Unfed::Sink(Error::io("hand out a memory image", error));
-        // Whoever reads wakes up for each write, and a page is not worth that.
-        let mut to = BufWriter::with_capacity(CHUNK, to);
+        let mut to = BufWriter::with_capacity(GATHERED, to);
         match self {
             Self::Plain(mut file) => {
                 let mut chunk = vec![0; CHUNK];
@@ -228,12 +231,12 @@ impl Content {
                         break;
                     }
                     let bytes = reader.ready_bytes();
-                    let zeros = reader.zeros().filter(|_| length >= LASTING_LEAST);
+                    let is_zeros = reader.is_at_zeros() && length >= ZEROS_LEAST;
                     if length as u64 == left {
                         held.extend_from_slice(bytes);
-                    } else if let Some(zeros) = zeros {
+                    } else if is_zeros {
                         to.flush().map_err(sink)?;
-                        to.get_mut().write_lasting(zeros).map_err(sink)?;
+                        to.get_mut().write_zeros(length).map_err(sink)?;
                     } else {
                         to.write_all(bytes).map_err(sink)?;
                     }

@@ -9,6 +9,7 @@ pub mod layer;
 pub mod name;
 pub mod process;
 pub mod pull;
+pub(crate) mod qcow2;
 pub mod record;
 pub mod replication;
 pub mod tree;

@@ -3,19 +3,53 @@
 use crate::error::{Error, Result};
 use crate::event::Observer;
 use crate::memory::{Content, Sink, Unfed, pipe};
-use rustix::pipe::{IoSliceRaw, SpliceFlags, vmsplice};
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::pipe::{SpliceFlags, splice};
+use std::fs::File;
 use std::io::{self, PipeWriter, Write};
 use std::os::fd::OwnedFd;
 
-impl Sink for PipeWriter {
-    fn write_lasting(&mut self, bytes: &'static [u8]) -> io::Result<()> {
-        let mut left = bytes;
-        while !left.is_empty() {
-            let slice = [IoSliceRaw::from_slice(left)];
-            // SAFETY: it is the end that is written to, so nothing is written to the bytes; they are not given away.
-            match unsafe { vmsplice(&*self, &slice, SpliceFlags::empty()) } {
+/// Zeros that are written at a time, in bytes.
+const ZEROS: usize = 1 << 20;
+
+/// The end of a pipe that an image is written to.
+struct Feed {
+    pipe: PipeWriter,
+    /// A file of zeros: from a file a pipe takes pages without a copy.
+    zeros: OwnedFd,
+}
+
+impl Feed {
+    fn new(pipe: PipeWriter) -> io::Result<Self> {
+        let zeros = memfd_create("zeros", MemfdFlags::CLOEXEC)?;
+        let mut file = File::from(zeros);
+        file.write_all(&vec![0; ZEROS])?;
+        Ok(Self {
+            pipe,
+            zeros: file.into(),
+        })
+    }
+}
+
+impl Write for Feed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.pipe.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.pipe.flush()
+    }
+}
+
+impl Sink for Feed {
+    fn write_zeros(&mut self, length: usize) -> io::Result<()> {
+        let mut left = length;
+        while left > 0 {
+            let (mut from, now) = (0, left.min(ZEROS));
+            let (file, pipe) = (&self.zeros, &self.pipe);
+            match splice(file, Some(&mut from), pipe, None, now, SpliceFlags::empty()) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(length) => left = &left[length..],
+                Ok(length) => left -= length,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -38,9 +72,9 @@ pub(super) fn fed<T>(
     pipe::widen(&writer);
     std::thread::scope(|scope| {
         let feeder = scope.spawn(move || {
-            let mut to = writer;
-            to.write_all(head)
-                .map_err(|error| Unfed::Sink(Error::io("hand out a memory image", error)))?;
+            let failed = |error| Unfed::Sink(Error::io("hand out a memory image", error));
+            let mut to = Feed::new(writer).map_err(failed)?;
+            to.write_all(head).map_err(failed)?;
             content.feed(&mut to, observer)
         });
         let restored = restore(reader.into());
@@ -65,7 +99,6 @@ mod tests {
     use crate::event::Unobserved;
     use crate::memory::{Kept, header, packed, stream};
     use crate::model::name::SnapshotId;
-    use std::fs::File;
     use std::io::Read;
 
     fn packed(directory: &std::path::Path) -> (Kept, Vec<u8>) {

@@ -3,6 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use zstd::zstd_safe::compress_bound;
 
 /// zstd's.
 pub(super) const LEVEL: i32 = -1;
@@ -10,18 +11,19 @@ pub(super) const LEVEL: i32 = -1;
 /// Blocks that are under way at most: beyond it, whoever has another one waits.
 const WAITING_MAX: usize = 8;
 
-/// A block that is compressed.
-pub(super) struct Compressed {
-    /// Bytes before.
-    pub(super) length: usize,
-    /// What they became.
+/// A block. Its memory is used again for later ones: to touch memory for the first time costs more than to fill it.
+#[derive(Default)]
+pub(super) struct Block {
+    /// Its pages.
+    pub(super) pages: Vec<u8>,
+    /// What they became, once it is compressed.
     pub(super) stored: Vec<u8>,
 }
 
 /// The thread, and what is under way. It ends when this is dropped.
 pub(super) struct Compressor {
-    blocks: SyncSender<Vec<u8>>,
-    done: Receiver<io::Result<Compressed>>,
+    blocks: SyncSender<Block>,
+    done: Receiver<io::Result<Block>>,
     waiting: usize,
 }
 
@@ -31,17 +33,17 @@ impl Compressor {
     /// # Errors
     /// [`ErrorKind::Io`] if it cannot be started.
     pub(super) fn start() -> Result<Self> {
-        let (blocks, incoming) = sync_channel::<Vec<u8>>(WAITING_MAX);
+        let (blocks, incoming) = sync_channel::<Block>(WAITING_MAX);
         let (outgoing, done) = channel();
         let mut zstd = zstd::bulk::Compressor::new(LEVEL).map_err(failed)?;
         std::thread::Builder::new()
             .name("compress".into())
             .spawn(move || {
-                for block in incoming {
-                    let compressed = zstd.compress(&block).map(|stored| Compressed {
-                        length: block.len(),
-                        stored,
-                    });
+                for mut block in incoming {
+                    block.stored.clear();
+                    block.stored.reserve(compress_bound(block.pages.len()));
+                    let compressed = zstd.compress_to_buffer(&block.pages, &mut block.stored);
+                    let compressed = compressed.map(|_| block);
                     if outgoing.send(compressed).is_err() {
                         return;
                     }
@@ -60,7 +62,7 @@ impl Compressor {
     ///
     /// # Errors
     /// [`ErrorKind::Io`] if the thread ended, or zstd failed.
-    pub(super) fn give(&mut self, block: Vec<u8>) -> Result<Option<Compressed>> {
+    pub(super) fn give(&mut self, block: Block) -> Result<Option<Block>> {
         let ready = if self.waiting < WAITING_MAX {
             self.done.try_recv().ok().transpose().map_err(failed)?
         } else {
@@ -76,7 +78,7 @@ impl Compressor {
     ///
     /// # Errors
     /// As [`Compressor::give`].
-    pub(super) fn next(&mut self) -> Result<Option<Compressed>> {
+    pub(super) fn next(&mut self) -> Result<Option<Block>> {
         if self.waiting == 0 {
             return Ok(None);
         }
@@ -85,7 +87,7 @@ impl Compressor {
         Ok(Some(compressed))
     }
 
-    fn receive(&self) -> Result<Compressed> {
+    fn receive(&self) -> Result<Block> {
         self.done.recv().map_err(|_| gone())?.map_err(failed)
     }
 }

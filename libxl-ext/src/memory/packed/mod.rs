@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `section` | the form that both files have |
 //! | `pieces`, `needs` | what is in an image |
-//! | `pack`, `compress` | blocks of pages |
+//! | `pack`, `compress`, `unpack` | blocks of pages |
 //! | `known` | which contents are there already |
 //! | `write`, `read` | libxl's bytes in, libxl's bytes out |
 //! | `trace` | which packs are needed, and by which images |
@@ -46,6 +46,7 @@ mod pieces;
 mod read;
 mod section;
 mod trace;
+mod unpack;
 mod write;
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! A pack: contents of pages in blocks, each compressed and with a checksum of its own, and an index at the end.
 
-use super::compress::Compressor;
-use super::section::{HEAD, Kind, Reading, Writing};
+use super::compress::{Block, Compressor};
+use super::section::{HEAD, Kind, Reading, Section, Writing};
+use super::unpack::Unpacker;
 use super::{BLOCK_PAGES, HASH, Hash, Key, PAGE};
 use crate::error::{ErrorKind, Result};
 use crate::store::Envelope;
@@ -52,8 +53,10 @@ pub(super) fn partial_path(packs: &Path, id: Uuid) -> PathBuf {
 pub(super) struct PackWriter {
     out: Writing,
     compressor: Compressor,
-    /// Pages of the block that is not full.
-    gathered: Vec<u8>,
+    /// The block that is not full.
+    gathered: Block,
+    /// One whose memory nobody needs now.
+    spent: Option<Block>,
     /// Hashes of all pages.
     hashes: Vec<Hash>,
     /// What each block takes, in bytes.
@@ -69,7 +72,8 @@ impl PackWriter {
         Ok(Self {
             out: Writing::create(&partial_path(packs, id), Envelope::PACK, id, &head(id, key))?,
             compressor: Compressor::start()?,
-            gathered: Vec::with_capacity(BLOCK),
+            gathered: Block::default(),
+            spent: None,
             hashes: Vec::new(),
             stored: Vec::new(),
         })
@@ -82,8 +86,8 @@ impl PackWriter {
     pub(super) fn add(&mut self, page: &[u8; PAGE], hash: Hash) -> Result<u64> {
         let number = self.hashes.len() as u64;
         self.hashes.push(hash);
-        self.gathered.extend_from_slice(page);
-        if self.gathered.len() == BLOCK {
+        self.gathered.pages.extend_from_slice(page);
+        if self.gathered.pages.len() == BLOCK {
             self.give()?;
         }
         Ok(number)
@@ -94,11 +98,11 @@ impl PackWriter {
     /// # Errors
     /// [`ErrorKind::Io`] or [`ErrorKind::NoSpace`].
     pub(super) fn finish(mut self) -> Result<(u64, u64)> {
-        if !self.gathered.is_empty() {
+        if !self.gathered.pages.is_empty() {
             self.give()?;
         }
         while let Some(block) = self.compressor.next()? {
-            self.append(&block)?;
+            self.append(block)?;
         }
         let index = self.out.at();
         let mut blocks = self.stored.iter().zip(self.hashes.chunks(BLOCK_PAGES));
@@ -122,18 +126,23 @@ impl PackWriter {
     }
 
     fn give(&mut self) -> Result<()> {
-        let block = std::mem::replace(&mut self.gathered, Vec::with_capacity(BLOCK));
+        let mut next = self.spent.take().unwrap_or_default();
+        next.pages.clear();
+        next.pages.reserve(BLOCK);
+        let block = std::mem::replace(&mut self.gathered, next);
         match self.compressor.give(block)? {
-            Some(done) => self.append(&done),
+            Some(done) => self.append(done),
             None => Ok(()),
         }
     }
 
-    fn append(&mut self, block: &super::compress::Compressed) -> Result<()> {
-        self.out.append(Kind::Block, block.length, &block.stored)?;
+    fn append(&mut self, block: Block) -> Result<()> {
+        self.out
+            .append(Kind::Block, block.pages.len(), &block.stored)?;
         // What was appended is short enough.
         self.stored
             .push(u32::try_from(block.stored.len()).unwrap_or(u32::MAX));
+        self.spent = Some(block);
         Ok(())
     }
 }
@@ -233,17 +242,23 @@ impl Pack {
         self.file.forget();
     }
 
-    /// The pages of a block.
+    /// Puts the pages of a block into `pages`.
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`] if it is damaged or not there, [`ErrorKind::Io`].
-    pub(super) fn block(&self, number: u64) -> Result<Vec<u8>> {
+    pub(super) fn block(
+        &self,
+        number: u64,
+        with: &mut Unpacker,
+        pages: &mut Vec<u8>,
+    ) -> Result<()> {
         let damaged = |how: &str| self.file.corrupt(&format!("block {number}: {how}"));
-        let (stored, length) = self.stored(number)?;
-        let pages = zstd::bulk::decompress(&stored, length)
+        let section = self.stored(number, with.stored())?;
+        let length = section.length;
+        with.unpack(section, pages)
             .map_err(|error| damaged("it cannot be decompressed").because(error))?;
         if pages.len() == length {
-            Ok(pages)
+            Ok(())
         } else {
             Err(damaged("it has another length than it says"))
         }
@@ -254,29 +269,29 @@ impl Pack {
     /// # Errors
     /// As [`Pack::block`].
     pub(super) fn check(&self, number: u64) -> Result<()> {
-        self.stored(number).map(drop)
+        self.stored(number, Vec::new()).map(drop)
     }
 
-    /// What a block has stored, and how many bytes it becomes.
-    fn stored(&self, number: u64) -> Result<(Vec<u8>, usize)> {
+    /// The section that a block is, read into `memory`.
+    fn stored(&self, number: u64, memory: Vec<u8>) -> Result<Section> {
         let damaged = |how: &str| self.file.corrupt(&format!("block {number}: {how}"));
         let place = usize::try_from(number)
             .ok()
             .and_then(|number| self.blocks.get(number))
             .ok_or_else(|| damaged("it is not there"))?;
-        let section = self
-            .file
-            .section(place.at)
-            .map_err(|error| match error.kind() {
-                ErrorKind::Corrupt => damaged("its checksum does not match"),
-                _ => error,
-            })?;
+        let section =
+            self.file
+                .section_into(place.at, memory)
+                .map_err(|error| match error.kind() {
+                    ErrorKind::Corrupt => damaged("its checksum does not match"),
+                    _ => error,
+                })?;
         let length = place.pages as usize * PAGE;
         let fits = section.is(Kind::Block, true)
             && section.stored.len() == place.stored as usize
             && section.length == length;
         if fits {
-            Ok((section.stored, length))
+            Ok(section)
         } else {
             Err(damaged("it is not what the index says"))
         }

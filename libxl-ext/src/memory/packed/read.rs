@@ -4,6 +4,7 @@ use super::needs::{self, Needs};
 use super::pack::Pack;
 use super::pieces::{self, Piece, SECTION_MAX};
 use super::section::{ImageHead, Kind, Reading};
+use super::unpack::Unpacker;
 use super::{BLOCK_PAGES, PAGE};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Observer, Progress};
@@ -25,10 +26,7 @@ const CACHED: usize = 16;
 /// Bytes that are handed out at a time at most, where they are made.
 const STEP: usize = 1 << 20;
 
-/// Aligned, so that whole pages of it can be handed out as they are.
-#[repr(align(4096))]
-struct Zeros([u8; STEP]);
-static ZEROS: Zeros = Zeros([0; STEP]);
+static ZEROS: [u8; STEP] = [0; STEP];
 
 /// How a packed image begins.
 const BEGINNING: &[u8] = b"libxl-ext image ";
@@ -89,6 +87,32 @@ impl Skeleton {
         MemoryProof::plain(self.bytes, format!("{:032x}", self.xxh3))
     }
 
+    /// A pack by its number in the image; opened if it is not among `open` yet.
+    fn pack<'open>(
+        &self,
+        directory: &Path,
+        open: &'open mut [Option<Pack>],
+        number: usize,
+    ) -> Result<&'open Pack> {
+        let named = self.needs.get(number).zip(open.get_mut(number));
+        let Some(((id, blocks), slot)) = named else {
+            return Err(self.file.corrupt("it needs a pack that it does not name"));
+        };
+        if let Some(pack) = slot {
+            return Ok(pack);
+        }
+        let pack =
+            Pack::open(directory, *id, |_| ()).map_err(|error| error.while_doing(self.doing()))?;
+        if blocks.end() > pack.blocks() {
+            return Err(self.file.corrupt("it needs more of a pack than there is"));
+        }
+        Ok(slot.insert(pack))
+    }
+
+    fn doing(&self) -> String {
+        format!("read {}", self.file.path().display())
+    }
+
     /// Refuses an image that is not the recorded one.
     fn require(&self, proof: &MemoryProof) -> Result<()> {
         if self.content() == proof.content() {
@@ -139,6 +163,7 @@ pub(crate) struct Reader {
     numbers: Vec<u8>,
     /// Blocks that were used, the last one first: pack, number, pages.
     cache: Vec<(usize, u64, Vec<u8>)>,
+    unpacker: Unpacker,
     /// Of all that came; none if what each section and block says of itself is enough.
     hash: Option<Xxh3>,
     done: u64,
@@ -153,7 +178,8 @@ impl Reader {
     pub(crate) fn open(image: &Path, packs: &Path) -> Result<Self> {
         let mut reader = Self::open_image(image, packs)?;
         for number in 0..reader.packs.len() {
-            reader.open_pack(number)?;
+            let (skeleton, directory) = (&reader.skeleton, &reader.directory);
+            skeleton.pack(directory, &mut reader.packs, number)?;
         }
         Ok(reader)
     }
@@ -176,6 +202,7 @@ impl Reader {
             ready: 0..0,
             numbers: Vec::new(),
             cache: Vec::new(),
+            unpacker: Unpacker::default(),
             hash: Some(Xxh3::new()),
             done: 0,
             is_ended: false,
@@ -236,10 +263,9 @@ impl Reader {
         &self.source()[self.ready.clone()]
     }
 
-    /// The bytes that come next, if they are zeros that stay where they are.
-    pub(crate) fn zeros(&self) -> Option<&'static [u8]> {
-        let is_zeros = matches!(self.source, Source::Zeros) && !self.ready.is_empty();
-        is_zeros.then(|| &ZEROS.0[self.ready.clone()])
+    /// Whether the bytes that come next are zeros, and known to be.
+    pub(crate) fn is_at_zeros(&self) -> bool {
+        matches!(self.source, Source::Zeros)
     }
 
     /// Takes some of the bytes that come next.
@@ -250,7 +276,7 @@ impl Reader {
     fn source(&self) -> &[u8] {
         match self.source {
             Source::Section => &self.section,
-            Source::Zeros => &ZEROS.0,
+            Source::Zeros => &ZEROS,
             Source::Block => self.cache.first().map_or(&[], |(_, _, pages)| pages),
             Source::Numbers => &self.numbers,
         }
@@ -328,20 +354,23 @@ impl Reader {
                 Err(self.corrupt("its checksum does not match"))
             };
         }
-        let section = self.skeleton.file.section(self.at)?;
+        let memory = self.unpacker.stored();
+        let section = self.skeleton.file.section_into(self.at, memory)?;
         let is_fine = section.is(Kind::Pieces, true)
             && section.next <= self.skeleton.pieces_end
             && (1..=SECTION_MAX).contains(&section.length);
         if !is_fine {
             return Err(self.corrupt("a part of it is not where it belongs"));
         }
-        self.section = zstd::bulk::decompress(&section.stored, section.length)
+        let (length, next) = (section.length, section.next);
+        self.unpacker
+            .unpack(section, &mut self.section)
             .map_err(|error| self.corrupt("it cannot be decompressed").because(error))?;
-        if self.section.len() != section.length {
+        if self.section.len() != length {
             return Err(self.corrupt("a part of it has another length than it says"));
         }
         self.pieces = 0..self.section.len();
-        self.at = section.next;
+        self.at = next;
         Ok(())
     }
 
@@ -389,44 +418,15 @@ impl Reader {
             self.cache[..=found].rotate_right(1);
             return Ok(());
         }
-        let doing = self.doing();
-        let pages = self
-            .open_pack(pack)?
-            .block(block)
-            .map_err(|error| error.while_doing(doing))?;
-        self.cache.truncate(CACHED - 1);
+        // The block that was used least recently gives its memory.
+        let last = (self.cache.len() >= CACHED).then(|| self.cache.pop());
+        let mut pages = last.flatten().map(|last| last.2).unwrap_or_default();
+        self.skeleton
+            .pack(&self.directory, &mut self.packs, pack)?
+            .block(block, &mut self.unpacker, &mut pages)
+            .map_err(|error| error.while_doing(self.skeleton.doing()))?;
         self.cache.insert(0, (pack, block, pages));
         Ok(())
-    }
-
-    /// A pack by its number in the image.
-    fn open_pack(&mut self, number: usize) -> Result<&Pack> {
-        let unnamed = || {
-            self.skeleton
-                .file
-                .corrupt("it needs a pack that it does not name")
-        };
-        let Some((id, blocks)) = self.skeleton.needs.get(number) else {
-            return Err(unnamed());
-        };
-        let slot = self.packs.get_mut(number).ok_or_else(unnamed)?;
-        if slot.is_none() {
-            let doing = || format!("read {}", self.skeleton.file.path().display());
-            let pack = Pack::open(&self.directory, *id, |_| ())
-                .map_err(|error| error.while_doing(doing()))?;
-            if blocks.end() > pack.blocks() {
-                return Err(self
-                    .skeleton
-                    .file
-                    .corrupt("it needs more of a pack than there is"));
-            }
-            *slot = Some(pack);
-        }
-        slot.as_ref().ok_or_else(unnamed)
-    }
-
-    fn doing(&self) -> String {
-        format!("read {}", self.skeleton.file.path().display())
     }
 
     fn corrupt(&self, how: &str) -> Error {

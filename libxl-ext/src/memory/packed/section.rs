@@ -210,6 +210,14 @@ impl Reading {
     /// # Errors
     /// [`ErrorKind::Corrupt`] if there is none that is whole, [`ErrorKind::Io`].
     pub(super) fn section(&self, at: u64) -> Result<Section> {
+        self.section_into(at, Vec::new())
+    }
+
+    /// The same, with what is stored put into memory that was used before.
+    ///
+    /// # Errors
+    /// As [`Reading::section`].
+    pub(super) fn section_into(&self, at: u64, mut bytes: Vec<u8>) -> Result<Section> {
         let mut head = [0; HEAD];
         let left = self
             .size
@@ -230,7 +238,7 @@ impl Reading {
                 "the length of its part at byte {at} is impossible"
             )));
         }
-        let mut bytes = vec![0; stored as usize];
+        bytes.resize(stored as usize, 0);
         self.read(&mut bytes, at + HEAD as u64)?;
         if checksum(self.id, at, start, &bytes).to_le_bytes() != sum {
             return Err(self.corrupt(&format!(

@@ -6,6 +6,7 @@
 use super::needs::Blocks;
 use super::pack::{Pack, partial_path, path};
 use super::read::needs_of;
+use super::unpack::Unpacker;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Observer, Progress};
 use crate::memory::cache::forget;
@@ -86,6 +87,7 @@ impl Traced {
     /// [`ErrorKind::Aborted`]; that something cannot be read is what it looks for.
     pub(crate) fn damages(&self, packs: &Path, observer: &dyn Observer) -> Result<Vec<Damage>> {
         let mut damages = Vec::new();
+        let (mut unpacker, mut pages) = (Unpacker::default(), Vec::new());
         let total = self.0.len() as u64;
         for (done, id) in (1..).zip(self.packs()) {
             let mut note = |block: Option<u64>, error: &Error| {
@@ -104,7 +106,7 @@ impl Traced {
                             let context = "stopped while the packs were read";
                             return Err(Error::new(ErrorKind::Aborted, context));
                         }
-                        if let Err(error) = pack.block(block) {
+                        if let Err(error) = pack.block(block, &mut unpacker, &mut pages) {
                             note(Some(block), &error);
                         }
                     }

@@ -216,3 +216,109 @@ fn which_image_holds_what_is_seen_by_the_chain_that_is_said() {
         assert!(extents(gap).is_err(), "{gap}");
     }
 }
+
+/// What QEMU says of an image.
+fn said(image: &Path, format: ImageFormat) -> ImageFacts {
+    let output = Command::new("qemu-img")
+        .args(["info", "--output=json", "-f", format.driver()])
+        .arg(image)
+        .output()
+        .unwrap();
+    ImageFacts {
+        written: last_write(image),
+        ..facts_in(&output.stdout).unwrap()
+    }
+}
+
+fn qemu_img_does(words: &[&str]) {
+    let status = Command::new("qemu-img").args(words).status().unwrap();
+    assert!(status.success(), "{words:?}");
+}
+
+#[test]
+fn what_is_seen_at_a_glance_is_what_qemu_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let text = |name: &str| path(name).to_str().unwrap().to_owned();
+    std::fs::write(path("raw"), vec![1; 5000]).unwrap();
+    let images: &[(&str, &[&str])] = &[
+        ("plain", &["8M"]),
+        ("old", &["-o", "compat=0.10", "8M"]),
+        ("small-clusters", &["-o", "cluster_size=512", "3M"]),
+        ("large-clusters", &["-o", "cluster_size=2M", "3M"]),
+        ("extended", &["-o", "extended_l2=on", "8M"]),
+        ("zstd", &["-o", "compression_type=zstd", "8M"]),
+        ("empty", &["0"]),
+        ("on-raw", &["-F", "raw", "-b", &text("raw")]),
+        ("on-qcow2", &["-F", "qcow2", "-b", &text("plain"), "16M"]),
+        ("relative", &["-F", "qcow2", "-b", "plain"]),
+        (
+            "old-on-qcow2",
+            &["-o", "compat=0.10", "-F", "qcow2", "-b", &text("plain")],
+        ),
+    ];
+    for (name, words) in images {
+        let mut all = vec!["create", "-q", "-f", "qcow2"];
+        let image = text(name);
+        // The length comes after the name.
+        let (length, options) = match words.split_last() {
+            Some((last, options)) if last.starts_with(|it: char| it.is_ascii_digit()) => {
+                (Some(last), options)
+            }
+            _ => (None, *words),
+        };
+        all.extend(options);
+        all.push(&image);
+        all.extend(length);
+        qemu_img_does(&all);
+        for tag in ["", "one", "another, with a longer name: é"] {
+            if !tag.is_empty() && *name != "empty" {
+                qemu_img_does(&["snapshot", "-c", tag, &image]);
+            }
+            let seen = glance::facts(&path(name), ImageFormat::Qcow2);
+            assert_eq!(seen, Some(said(&path(name), ImageFormat::Qcow2)), "{name}");
+        }
+    }
+    let raw = path("raw");
+    let seen = glance::facts(&raw, ImageFormat::Raw);
+    assert_eq!(seen, Some(said(&raw, ImageFormat::Raw)));
+    assert_eq!(seen.unwrap().virtual_size, 5120);
+}
+
+#[test]
+fn what_is_out_of_the_ordinary_is_left_to_qemu() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("a.qcow2");
+    make(&image);
+    qemu_img_does(&["snapshot", "-c", "one", image.to_str().unwrap()]);
+    let good = std::fs::read(&image).unwrap();
+    let seen = || glance::facts(&image, ImageFormat::Qcow2);
+    assert!(seen().is_some());
+    let name = good.windows(3).position(|bytes| bytes == b"one").unwrap();
+    let broken: &[(&str, usize, &[u8])] = &[
+        ("another magic", 0, b"QED"),
+        ("a version to come", 4, &[0, 0, 0, 4]),
+        ("clusters of an odd size", 20, &[0, 0, 0, 40]),
+        ("longer than its tables", 24, &[0xff]),
+        ("encrypted", 32, &[0, 0, 0, 1]),
+        ("tables beyond the end", 40, &[0x7f]),
+        ("more snapshots than there can be", 60, &[0xff]),
+        ("snapshots beyond the end", 64, &[0x7f]),
+        ("data elsewhere", 79, &[4]),
+        ("a header of no length", 100, &[0, 0, 0, 8]),
+        ("a name of a snapshot that is no text", name, &[0xff]),
+    ];
+    for (what, at, bytes) in broken {
+        let mut bad = good.clone();
+        bad[*at..at + bytes.len()].copy_from_slice(bytes);
+        std::fs::write(&image, &bad).unwrap();
+        assert_eq!(seen(), None, "{what}");
+    }
+    for length in [0, 1, 71, 103] {
+        std::fs::write(&image, &good[..length]).unwrap();
+        assert_eq!(seen(), None, "{length} bytes");
+    }
+    assert_eq!(glance::facts(directory.path(), ImageFormat::Raw), None);
+    std::fs::write(&image, &good).unwrap();
+    assert!(seen().is_some());
+}
