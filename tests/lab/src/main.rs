@@ -159,6 +159,9 @@ enum Verb {
         /// What is measured
         #[arg(long, value_enum, default_value_t)]
         what: bench::What,
+        /// Memory of the guest that is saved, in MiB
+        #[arg(long, default_value_t = 256)]
+        guest_mem: u32,
         #[command(flatten)]
         machine: Machine,
     },
@@ -258,12 +261,13 @@ fn run(verb: Verb) -> Result<u8> {
             stage,
             rounds,
             what,
+            guest_mem,
             machine,
         } => {
             let lab = own_lab("bench", &machine)?;
             let measured = lab
                 .install(&stage)
-                .and_then(|()| bench::run(&lab, rounds, what));
+                .and_then(|()| bench::run(&lab, rounds, what, guest_mem));
             lab.destroy()?;
             measured?;
         }

@@ -8,11 +8,13 @@ pub(super) const STOCK_RESTORE: &str = "xl restore";
 pub(super) const STOCK_CHECKPOINT: &str = "xl save -c";
 pub(super) const SAVE: &str = "managed-save";
 pub(super) const RESTORE: &str = "start";
+pub(super) const STOCK_NOTHING: &str = "xl help";
+pub(super) const NOTHING: &str = "xl-ext --help";
 pub(super) const FIRST: &str = "snapshot-create, the first";
 pub(super) const SECOND: &str = "snapshot-create, the second";
 
 /// The rows, each with the one that it is compared with.
-const ROWS: [(&str, &str); 7] = [
+const ROWS: [(&str, &str); 9] = [
     (STOCK_SAVE, STOCK_SAVE),
     (SAVE, STOCK_SAVE),
     (STOCK_RESTORE, STOCK_RESTORE),
@@ -20,6 +22,8 @@ const ROWS: [(&str, &str); 7] = [
     (STOCK_CHECKPOINT, STOCK_CHECKPOINT),
     (FIRST, STOCK_CHECKPOINT),
     (SECOND, STOCK_CHECKPOINT),
+    (STOCK_NOTHING, STOCK_NOTHING),
+    (NOTHING, STOCK_NOTHING),
 ];
 
 /// What was measured of one command.

@@ -28,9 +28,6 @@ pub enum What {
     Pulls,
 }
 
-/// The guest's memory, in MiB.
-const MEMORY: u32 = 256;
-
 /// How much of it a busy guest writes to between two saves, in MiB.
 const BUSY: u32 = 64;
 
@@ -40,11 +37,11 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// Between two snapshots of an idle guest.
 const BETWEEN: Duration = Duration::from_secs(10);
 
-/// Runs so many rounds, and prints medians and ratios. The lab is up, has the product and no guest.
+/// Runs so many rounds, of saves with a guest of so many MiB, and prints medians and ratios. The lab is up, has the product and no guest.
 ///
 /// # Errors
 /// When a command fails.
-pub fn run(lab: &Lab, rounds: u32, what: What) -> Result<()> {
+pub fn run(lab: &Lab, rounds: u32, what: What, memory: u32) -> Result<()> {
     println!("{}", machine(lab)?);
     if what != What::Saves {
         pull::run(lab, rounds)?;
@@ -53,7 +50,7 @@ pub fn run(lab: &Lab, rounds: u32, what: What) -> Result<()> {
         return Ok(());
     }
     for (name, is_busy) in [("idle", false), ("busy", true)] {
-        let spec = GuestSpec::pv(name).memory(MEMORY).disks(&[16]);
+        let spec = GuestSpec::pv(name).memory(memory).disks(&[16]);
         let bench = Bench {
             lab,
             guest: Guest::create(lab, &spec)?,
@@ -73,7 +70,7 @@ pub fn run(lab: &Lab, rounds: u32, what: What) -> Result<()> {
         } else {
             "idle".to_owned()
         };
-        println!("\nPV guest of {MEMORY} MiB, {what}; medians of {rounds} rounds\n\n{figures}");
+        println!("\nPV guest of {memory} MiB, {what}; medians of {rounds} rounds\n\n{figures}");
     }
     Ok(())
 }
@@ -108,6 +105,10 @@ impl Bench<'_> {
     /// Everything once; who is first changes from round to round.
     fn round(&self, number: u32) -> Result<Vec<(&'static str, Figure)>> {
         let mut found = Vec::new();
+        for what in [figures::STOCK_NOTHING, figures::NOTHING] {
+            // What each command costs that does nothing.
+            found.push((what, Figure::new(self.time(what)?)));
+        }
         if number.is_multiple_of(2) {
             self.stock(&mut found)?;
             self.managed(&mut found)?;
