@@ -10,8 +10,8 @@ use std::fs::File;
 use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 
-/// Bytes after which the kernel is told.
-const EVERY: u64 = 8 << 20;
+/// Bytes after which the kernel is told. What it has not begun to write at the end, a flush waits for.
+const EVERY: u64 = 2 << 20;
 
 /// How far the kernel was told of a file that is written.
 #[derive(Default)]
