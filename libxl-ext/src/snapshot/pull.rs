@@ -1,6 +1,7 @@
 //! Pulls: what goes on is in the record and in QEMU, so whoever comes by later sees it, and does what is left to do.
 
 mod info;
+mod looks;
 mod settle;
 
 pub use info::{PullInfo, PullProgress};
@@ -14,12 +15,16 @@ use crate::observe::{Target, resolve};
 use crate::plan::{PullEnd, PullRequest, Request};
 use crate::port::{PullJob, PullJobState, Word, Worker};
 use crate::store::LockWait;
+use looks::Looks;
 pub(crate) use settle::Unsettled;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Between two looks at a job that is waited for.
+/// Between two looks at a job that is waited for, at least.
 const LOOK_EVERY: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 200 });
+
+/// And at most.
+const LOOK_AT_LEAST_EVERY: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 3000 });
 
 /// How long another operation may take that is in the way of a word on the end of a pull.
 const LOCK_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 60 });
@@ -169,7 +174,9 @@ impl Host {
     ) -> Result<PullInfo> {
         let mut failed = 0;
         let mut told = None;
+        let mut looks = Looks::new(LOOK_EVERY, LOOK_AT_LEAST_EVERY);
         loop {
+            let began = Instant::now();
             let (mut found, unsettled) = self.look_at_pulls(domain, Some(disk), observer)?;
             let Some(info) = found.pop() else {
                 abort_wanted(domain, disk, observer)?;
@@ -201,8 +208,16 @@ impl Host {
                     .hint("remove what stands in the way; the next command for this domain goes on with it"));
                 }
             }
-            abort_wanted(domain, disk, observer)?;
-            std::thread::sleep(LOOK_EVERY);
+            let pause = looks.pause((began, Instant::now()), info.cur, info.end);
+            let next = Instant::now() + pause;
+            loop {
+                abort_wanted(domain, disk, observer)?;
+                let left = next.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                std::thread::sleep(left.min(LOOK_EVERY));
+            }
         }
     }
 

@@ -45,6 +45,9 @@ impl World {
             return;
         }
         job.done = (job.done + PACE).min(job.total);
+        if !self.flushes_fail {
+            self.pulled.insert(key.1.clone(), job.done);
+        }
         if let Some(why) = fails.filter(|_| job.done > job.total / 2) {
             job.error = Some(why.into());
             job.state = match pull.on_error {

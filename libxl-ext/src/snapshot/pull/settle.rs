@@ -7,7 +7,7 @@ use crate::event::{Observer, Unobserved};
 use crate::exec;
 use crate::model::below::below;
 use crate::model::disk::{ImageFacts, ImageFormat};
-use crate::model::pull::{Pull, PullState};
+use crate::model::pull::{Extent, Pull, PullState};
 use crate::observe::{self, Target};
 use crate::plan::{self, Fresh, PullEnd};
 use crate::port::PullJobState;
@@ -106,11 +106,46 @@ impl Host {
         }))
     }
 
-    /// Whether the image is the one still that everything was copied to: the user may have made another of its name.
     fn is_all_there(&self, pull: &Pull, facts: &ImageFacts) -> Result<bool> {
-        let stands_as_before =
-            below(&pull.disk.image, facts).is_ok_and(|below| below.as_ref() == pull.from.first());
-        Ok(stands_as_before && pull.has_all(&self.ports.images.extents(&pull.chain())?))
+        let all = |extents: Vec<Extent>| pull.has_all(&extents);
+        Ok(stands_as_before(pull, facts) && self.ports.images.extents(&pull.chain()).map(all)?)
+    }
+
+    /// The pull with how far it is, which nobody can ask QEMU for once it has ended. Between two increments that is known,
+    /// and the caller has the cursor of it.
+    fn measured(&self, target: &Target, pull: &Pull, how: &PullEnd) -> Pull {
+        let mut pull = pull.clone();
+        if pull.increments || *how == PullEnd::Copied {
+            return pull;
+        }
+        let job = self.job(target, &pull).unwrap_or_else(|error| {
+            tracing::warn!("{}", error.report());
+            None
+        });
+        // Of one that QEMU had to forget nothing but the reason is known.
+        let reached = match job.filter(|job| job.total > 0) {
+            Some(job) => Ok(job.done),
+            None => self.is_there_up_to(&pull),
+        };
+        match reached {
+            Ok(reached) => pull.position = reached.max(pull.position).min(pull.size),
+            // Only what is told of it is less exact.
+            Err(error) => tracing::warn!("{}", error.report()),
+        }
+        pull
+    }
+
+    /// How far the image itself shows a pull to be.
+    fn is_there_up_to(&self, pull: &Pull) -> Result<u64> {
+        let facts = self
+            .ports
+            .images
+            .facts(&pull.disk.image, ImageFormat::Qcow2)?;
+        if !facts.is_some_and(|facts| stands_as_before(pull, &facts)) {
+            return Ok(0);
+        }
+        let extents = self.ports.images.extents(&pull.chain())?;
+        Ok(pull.has_up_to(&extents))
     }
 
     pub(super) fn end_pull(
@@ -121,6 +156,7 @@ impl Host {
         how: &PullEnd,
         observer: &dyn Observer,
     ) -> Result<()> {
+        let pull = &self.measured(target, pull, how);
         let record = target.store.load()?;
         let mut inventory = observe::of_record(target, record);
         if pull.release_base {
@@ -181,4 +217,9 @@ impl Host {
             tracing::warn!("{}", error.report());
         }
     }
+}
+
+/// Whether the image is the one still that was pulled into: the user may have made another of its name.
+fn stands_as_before(pull: &Pull, facts: &ImageFacts) -> bool {
+    below(&pull.disk.image, facts).is_ok_and(|below| below.as_ref() == pull.from.first())
 }
