@@ -1,5 +1,6 @@
 //! Pulls: what goes on is in the record and in QEMU, so whoever comes by later sees it, and does what is left to do.
 
+mod aside;
 mod info;
 mod looks;
 mod settle;
@@ -146,9 +147,12 @@ impl Host {
         if found.is_empty() {
             return Err(no_pull(domain, disk));
         }
-        // Nobody is there to go on with what stands still.
-        let is_still =
-            |info: &PullInfo| matches!(info.state, PullProgress::Stalled | PullProgress::Paused);
+        // Nobody is there to go on with what stands still. What goes on by itself does so again once its domain does.
+        let is_still = |info: &PullInfo| match info.state {
+            PullProgress::Stalled => true,
+            PullProgress::Paused => info.increments,
+            _ => false,
+        };
         self.watch_until(domain, disk, observer, is_still)
     }
 
@@ -209,16 +213,17 @@ impl Host {
                 }
             }
             let pause = looks.pause((began, Instant::now()), info.cur, info.end);
-            let next = Instant::now() + pause;
-            loop {
-                abort_wanted(domain, disk, observer)?;
-                let left = next.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    break;
-                }
-                std::thread::sleep(left.min(LOOK_EVERY));
-            }
+            let pull = self.under_way(domain, &info)?;
+            self.wait_beside((domain, pull.as_ref()), disk, pause, observer)?;
         }
+    }
+
+    /// What the record says of a pull that a QEMU may be at work on.
+    fn under_way(&self, domain: &str, info: &PullInfo) -> Result<Option<Pull>> {
+        let target = resolve(&self.ports, &self.store, domain, self.naming)?;
+        let record = target.store.load()?;
+        let pull = record.pull_of(&info.image);
+        Ok(pull.filter(|pull| pull.is_under_way()).cloned())
     }
 
     /// Ends the pull of a disk. What was pulled until then stays in the image, which stands on the others still. One that

@@ -109,7 +109,9 @@ impl Pulls for Shared {
                     job.state = PullJobState::Running;
                     job.error = None;
                 }
-                Word::Hold if job.state == PullJobState::Running => job.state = PullJobState::Held,
+                Word::Hold | Word::Rest if job.state == PullJobState::Running => {
+                    job.state = PullJobState::Held;
+                }
                 Word::Cancel if !is_over => job.state = PullJobState::Cancelled,
                 Word::Speed(speed) => job.speed = speed,
                 _ => {}

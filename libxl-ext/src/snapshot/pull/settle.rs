@@ -7,6 +7,7 @@ use crate::event::{Observer, Unobserved};
 use crate::exec;
 use crate::model::below::below;
 use crate::model::disk::{ImageFacts, ImageFormat};
+use crate::model::domain::DomainState;
 use crate::model::pull::{Extent, Pull, PullState};
 use crate::observe::{self, Target};
 use crate::plan::{self, Fresh, PullEnd};
@@ -52,6 +53,11 @@ impl Host {
         observer: &dyn Observer,
     ) -> Result<()> {
         let target = target.clone().look_again(&self.ports)?;
+        // Another QEMU may be about to have the image.
+        let view = target.view.filter(|view| pull.life == Some(view.life));
+        if view.is_some_and(|view| view.state == DomainState::Suspended) {
+            return Ok(());
+        }
         match self.how_ended(&target, pull)? {
             Some(how) => self.end_pull(&target, lock, pull, &how, observer),
             None => Ok(()),
