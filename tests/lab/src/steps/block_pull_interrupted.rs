@@ -212,6 +212,21 @@ fn crashed(context: &mut Context) -> Result<()> {
     it.begin()?;
     reboot(&it.guest)?;
     it.ensure_interrupted()?;
+
+    // Its QEMU alone is killed, with what it had not written yet of where the copied parts are.
+    it.begin()?;
+    it.guest.mark_disks(false)?;
+    lab.run(&format!(
+        "kill -9 $(pgrep -f 'xen-[d]omid {} ')",
+        it.guest.domid()?
+    ))?;
+    it.product.refuses("block-pull-abort {} xvda", &["QEMU"])?;
+    it.product.refuses("block-pull {} xvda", &["QEMU"])?;
+    assert_eq!(state(&it.product, "xvda")?, "running", "nobody can know");
+    it.guest.destroy()?;
+    assert_eq!(state(&it.product, "xvda")?, "interrupted");
+    it.disk.ensure_on_template()?;
+    it.create()?;
     it.complete()
 }
 
