@@ -11,11 +11,16 @@ use crate::model::domain::DomainState;
 use crate::model::pull::{Extent, Pull, PullState};
 use crate::observe::{self, Target};
 use crate::plan::{self, Fresh, PullEnd};
-use crate::port::PullJobState;
+use crate::port::{PullJob, PullJobState};
 use crate::store::DomainLock;
+use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Pulls that could not be settled, each with what stands in the way.
 pub(crate) type Unsettled = Vec<(Pull, Error)>;
+
+/// What QEMU says of pulls, by their images.
+pub(super) type Jobs = BTreeMap<Box<Path>, Option<PullJob>>;
 
 impl Host {
     /// Does what is left to do of pulls that have come to their end, or whose domain has. What cannot be done now is said,
@@ -59,57 +64,67 @@ impl Host {
             return Ok(());
         }
         match self.how_ended(&target, pull)? {
-            Some(how) => self.end_pull(&target, lock, pull, &how, observer),
-            None => Ok(()),
+            (_, Some(how)) => self.end_pull(&target, lock, pull, &how, observer),
+            (_, None) => Ok(()),
         }
     }
 
-    /// Whether the record speaks of a pull as under way that is not any more.
-    pub(super) fn is_one_over(&self, target: &Target) -> Result<bool> {
+    /// What QEMU says of the pulls that the record speaks of as under way, by their images; none if one of them is not any
+    /// more.
+    pub(super) fn all_under_way(&self, target: &Target) -> Result<Option<Jobs>> {
         let record = target.store.load()?;
+        let mut jobs = Jobs::new();
         for pull in record.pulls.iter().filter(|pull| pull.is_under_way()) {
-            if self.how_ended(target, pull)?.is_some() {
-                return Ok(true);
-            }
+            match self.how_ended(target, pull)? {
+                (job, None) => jobs.insert(pull.disk.image.clone(), job),
+                (_, Some(_)) => return Ok(None),
+            };
         }
-        Ok(false)
+        Ok(Some(jobs))
     }
 
-    /// How a pull ended, if it has.
-    fn how_ended(&self, target: &Target, pull: &Pull) -> Result<Option<PullEnd>> {
+    /// What QEMU says of a pull, and how that ended, if it has.
+    fn how_ended(
+        &self,
+        target: &Target,
+        pull: &Pull,
+    ) -> Result<(Option<PullJob>, Option<PullEnd>)> {
         let is_its_qemu = target.view.is_some_and(|view| pull.life == Some(view.life));
         let job = match self.job(target, pull) {
             Ok(job) => job,
             // A domain that is going away takes its QEMU along first.
             Err(error) if is_its_qemu => {
                 tracing::warn!("{}", error.report());
-                return Ok(None);
+                return Ok((None, None));
             }
             Err(error) => return Err(error),
         };
-        match job.map(|job| (job.state, job.error)) {
-            Some((PullJobState::Copied, _)) => return Ok(Some(PullEnd::Copied)),
-            Some((PullJobState::Cancelled, _)) => return Ok(Some(PullEnd::Aborted)),
-            Some((PullJobState::Ended, Some(why))) => return Ok(Some(PullEnd::Failed(why))),
-            Some((PullJobState::Running | PullJobState::Held | PullJobState::Stalled, _)) => {
-                return Ok(None);
-            }
-            Some((PullJobState::Ended, None)) | None => {}
-        }
+        let end = match job.as_ref().map(|job| (job.state, &job.error)) {
+            Some((PullJobState::Copied, _)) => Some(PullEnd::Copied),
+            Some((PullJobState::Cancelled, _)) => Some(PullEnd::Aborted),
+            Some((PullJobState::Ended, Some(why))) => Some(PullEnd::Failed(why.clone())),
+            Some((PullJobState::Running | PullJobState::Held | PullJobState::Stalled, _)) => None,
+            Some((PullJobState::Ended, None)) | None => Some(self.how_left(target, pull)?),
+        };
+        Ok((job, end))
+    }
+
+    /// How a pull ended of which QEMU has no job any more, or one of which it says nothing.
+    fn how_left(&self, target: &Target, pull: &Pull) -> Result<PullEnd> {
         // Somebody let it end, or it was completed and could not be recorded: the image itself tells.
         let image = &pull.disk.image;
         let facts = self.ports.images.facts(image, ImageFormat::Qcow2)?;
         let Some(facts) = facts else {
-            return Ok(Some(PullEnd::Interrupted));
+            return Ok(PullEnd::Interrupted);
         };
         let is_copied = pull.state == PullState::Copied && target.view.is_none();
         let is_done = facts.stands_on(pull.onto.as_ref())
             || (is_copied && self.is_all_there(pull, &facts)?);
-        Ok(Some(if is_done {
+        Ok(if is_done {
             PullEnd::Copied
         } else {
             PullEnd::Interrupted
-        }))
+        })
     }
 
     fn is_all_there(&self, pull: &Pull, facts: &ImageFacts) -> Result<bool> {
