@@ -117,3 +117,48 @@ impl Observer for Stoppable<'_> {
         self.0.load(Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+    use std::path::Path;
+
+    #[test]
+    fn the_event_tells_each_end_apart_and_why_it_failed() {
+        let full = "No space left on device";
+        let info = |state| PullInfo {
+            domain: "g".into(),
+            vdev: "xvda".into(),
+            image: Path::new("/i/a").into(),
+            base: None,
+            state,
+            cur: 1,
+            end: 2,
+            cursor: 0,
+            last_cursor: 2,
+            bandwidth: 0,
+            increments: false,
+            on_error: crate::model::pull::OnError::Fail,
+            reason: (state == PullProgress::Failed).then(|| full.into()),
+            began_at: 0,
+            ended_at: None,
+        };
+        let of = |state| {
+            let told = told("g", "/i/a", Ok(info(state)));
+            assert_eq!((&*told.domain, &*told.path), ("g", "/i/a"));
+            (told.status, told.reason)
+        };
+        assert_eq!(of(PullProgress::Completed), (PullStatus::Completed, None));
+        assert_eq!(of(PullProgress::Aborted), (PullStatus::Aborted, None));
+        let (status, why) = of(PullProgress::Failed);
+        assert_eq!((status, why.as_deref()), (PullStatus::Failed, Some(full)));
+        let (status, why) = of(PullProgress::Interrupted);
+        assert_eq!(status, PullStatus::Failed);
+        assert!(why.is_some_and(|why| why.contains("next pull goes on")));
+        let gone = Error::new(ErrorKind::NoSuchDomain, "no domain 'g'");
+        let told = told("g", "/i/a", Err(gone));
+        assert_eq!(told.status, PullStatus::Failed);
+        assert!(told.reason.is_some_and(|why| why.contains("no domain 'g'")));
+    }
+}

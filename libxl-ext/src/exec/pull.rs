@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::Progress;
 use crate::model::below::below;
 use crate::model::disk::ImageFormat;
-use crate::model::domain::DomainLife;
+use crate::model::domain::{DomainLife, DomainState};
 use crate::model::layer::{Backing, Layer};
 use crate::model::pull::{CHUNK, ONE_CHUNK, Pull, PullState};
 use crate::model::record::DomainRecord;
@@ -103,8 +103,14 @@ impl Performer<'_> {
         }
     }
 
+    /// Whoever has suspended a domain may be about to give its disks to another QEMU.
     fn require_there(&self, life: DomainLife) -> Result<()> {
         match self.look(life)? {
+            Some(view) if view.state == DomainState::Suspended => Err(Error::new(
+                ErrorKind::DomainState,
+                format!("domain {} is suspended", life.domid),
+            )
+            .hint("its disks are not pulled until it goes on; give the command again then")),
             Some(_) => Ok(()),
             None => Err(Error::new(
                 ErrorKind::Stale,
@@ -123,6 +129,9 @@ impl Performer<'_> {
         let mut chunks = (until < pull.size).then(|| Chunks::new(pull.bandwidth));
         let mut whole = chunks.is_none().then_some(pull.bandwidth);
         loop {
+            if let Worker::Qemu(life) = by {
+                self.require_there(*life)?;
+            }
             let job = pulls.look(by, image)?.ok_or_else(|| {
                 let disk = &pull.disk;
                 Error::new(

@@ -45,7 +45,8 @@ pub struct Pull {
     pub beside: Option<Vec<Backing>>,
     /// Length of the disk, in bytes.
     pub size: u64,
-    /// Up to which byte everything is there, as far as increments were asked for.
+    /// Up to which byte everything is there: the end of the last increment, or where it was when it ended. Of one that goes on
+    /// by itself only QEMU knows.
     pub position: u64,
     /// The domain whose QEMU works on it; none for one that is off.
     pub life: Option<DomainLife>,
@@ -156,19 +157,31 @@ impl Pull {
 
     /// Whether a disk that is read as these parts say reads the same without the images that it was pulled out of.
     pub(crate) fn has_all(&self, extents: &[Extent]) -> bool {
+        let end = extents
+            .last()
+            .map_or(0, |it| it.start.saturating_add(it.length));
+        end >= self.size && extents.iter().all(|extent| self.has(extent))
+    }
+
+    /// Up to which byte it does so.
+    pub(crate) fn has_up_to(&self, extents: &[Extent]) -> u64 {
+        let lacking = extents.iter().find(|extent| !self.has(extent));
+        let end = extents
+            .last()
+            .map_or(0, |it| it.start.saturating_add(it.length));
+        lacking.map_or(end, |it| it.start).min(self.size)
+    }
+
+    fn has(&self, extent: &Extent) -> bool {
         let from = self.from.len();
-        let is_same = |extent: &Extent| match (&self.onto, extent.depth) {
+        match (&self.onto, extent.depth) {
             (_, 0) => true,
             // What no image below holds is zeros without them too.
             (None, _) => extent.zero,
             // Beyond the end of the image that it then stands on.
             (Some(_), depth) if depth == from => !extent.present && extent.zero,
             (Some(_), depth) => depth > from,
-        };
-        let end = extents
-            .last()
-            .map_or(0, |it| it.start.saturating_add(it.length));
-        end >= self.size && extents.iter().all(is_same)
+        }
     }
 
     /// Whether a QEMU has, or may have, a job for it.
@@ -363,6 +376,30 @@ pub(crate) mod tests {
         let mut short = extent(0, true, false);
         short.length -= 1;
         assert!(!one.has_all(&[short]) && !one.has_all(&[]));
+    }
+
+    #[test]
+    fn it_is_as_far_as_nothing_is_read_from_between() {
+        let one = pull("/i/a", &["/i/b"]);
+        let parts = |holders: &[(usize, bool)]| -> Vec<_> {
+            let starts = (0..).map(|number| number * (16 << 20));
+            let parts = starts.zip(holders);
+            parts
+                .map(|(start, &(depth, zero))| Extent {
+                    start,
+                    length: 16 << 20,
+                    depth,
+                    present: !zero,
+                    zero,
+                })
+                .collect()
+        };
+        let up_to = |holders: &[(usize, bool)]| one.has_up_to(&parts(holders)) >> 20;
+        assert_eq!(up_to(&[(1, false), (0, false)]), 0);
+        assert_eq!(up_to(&[(0, false), (1, true), (1, false), (0, false)]), 32);
+        assert_eq!(up_to(&[(0, false); 2]), 32, "no more is known");
+        assert_eq!(one.has_up_to(&parts(&[(0, false); 5])), one.size);
+        assert_eq!(one.has_up_to(&[]), 0);
     }
 
     #[test]

@@ -312,6 +312,8 @@ pub enum Word {
     GoOn,
     /// Stand still; it does when the call returns.
     Hold,
+    /// The same, and whatever QEMU holds of the image is in the file then.
+    Rest,
     /// End; it has when the call returns.
     Cancel,
     /// Copy no more than so many bytes per second; 0 for as many as can be.

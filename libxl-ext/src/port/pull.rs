@@ -81,6 +81,11 @@ impl Pulls for QemuMonitors {
                 _ => Ok(()),
             };
         };
+        if word == Word::Rest {
+            say(&mut qemu, &id, Word::Hold, job.status)?;
+            let nodes = qemu.nodes()?;
+            return qemu.flush_image(&nodes, image);
+        }
         let said = say(&mut qemu, &id, word, job.status);
         // It may have gone on between the look and the word.
         if said.as_ref().is_err_and(is_refusal) {

@@ -273,13 +273,19 @@ impl Locked {
     /// Lets QEMU write what it holds of the images that are left of a merge.
     fn flush(&mut self, nodes: &[BlockNode], merge: &Merge) -> Result<()> {
         for image in merge.images() {
-            let node = nodes
-                .iter()
-                .find(|node| &*node.image == image && ImageFormat::of(&node.driver).is_some());
-            let Some(node) = node else { continue };
-            self.flush_node(node)?;
+            self.flush_image(nodes, image)?;
         }
         Ok(())
+    }
+
+    /// Lets QEMU write what it holds of an image, if it has that open.
+    pub(super) fn flush_image(&mut self, nodes: &[BlockNode], image: &Path) -> Result<()> {
+        let is_it =
+            |node: &&BlockNode| &*node.image == image && ImageFormat::of(&node.driver).is_some();
+        match nodes.iter().find(is_it) {
+            Some(node) => self.flush_node(node),
+            None => Ok(()),
+        }
     }
 
     /// Lets QEMU write what it holds of one image.

@@ -1,6 +1,8 @@
 //! Pulls: what goes on is in the record and in QEMU, so whoever comes by later sees it, and does what is left to do.
 
+mod aside;
 mod info;
+mod looks;
 mod settle;
 
 pub use info::{PullInfo, PullProgress};
@@ -14,18 +16,34 @@ use crate::observe::{Target, resolve};
 use crate::plan::{PullEnd, PullRequest, Request};
 use crate::port::{PullJob, PullJobState, Word, Worker};
 use crate::store::LockWait;
+use looks::Looks;
 pub(crate) use settle::Unsettled;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Between two looks at a job that is waited for.
+/// Between two looks at a job that is waited for, at least.
 const LOOK_EVERY: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 200 });
+
+/// And at most.
+const LOOK_AT_LEAST_EVERY: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 3000 });
 
 /// How long another operation may take that is in the way of a word on the end of a pull.
 const LOCK_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 60 });
 
+/// How long whoever does what is left to do of a pull may take before it is told how that is without it.
+const SETTLE_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 10 });
+
 /// How often one that has come to its end is tried to be completed.
 const SETTLINGS: usize = 100;
+
+/// What a look at the pulls of a domain showed.
+struct Looked {
+    infos: Vec<PullInfo>,
+    /// Those that were tried to be settled in vain.
+    unsettled: Unsettled,
+    /// What the record says of them.
+    recorded: Vec<Pull>,
+}
 
 impl Host {
     /// Pulls what a disk lacks from the images below it. All of it is QEMU's to do while the domain goes on, and the call
@@ -79,28 +97,39 @@ impl Host {
         disk: Option<&str>,
         observer: &dyn Observer,
     ) -> Result<Vec<PullInfo>> {
-        let (infos, _) = self.look_at_pulls(domain, disk, observer)?;
-        Ok(infos)
+        let looked = self.look_at_pulls(domain, disk, observer)?;
+        Ok(looked.infos)
     }
 
-    /// The same, with the pulls that were tried to be settled in vain.
+    /// The same, with what else was seen.
     fn look_at_pulls(
         &self,
         domain: &str,
         disk: Option<&str>,
         observer: &dyn Observer,
-    ) -> Result<(Vec<PullInfo>, Unsettled)> {
+    ) -> Result<Looked> {
         let target = resolve(&self.ports, &self.store, domain, self.naming)?;
         let mut unsettled = Vec::new();
         // The lock is in nobody's way as long as there is nothing to do under it.
-        let is_due = target.store.has_journal() || self.is_one_over(&target)?;
-        let target = match is_due.then(|| target.store.lock(LockWait::No)) {
+        let jobs = if target.store.has_journal() {
+            None
+        } else {
+            self.all_under_way(&target)?
+        };
+        let is_due = jobs.is_none();
+        // What the record says is not so any more, and whoever waits for the pull is about to say what is.
+        let wait = if is_due && has_lost_its_domain(&target)? {
+            LockWait::AtMost(SETTLE_LIMIT)
+        } else {
+            LockWait::No
+        };
+        let target = match is_due.then(|| target.store.lock(wait)) {
             None => target,
             Some(Ok(lock)) => {
                 unsettled = self.recover_locked(&target, &lock, observer)?;
                 target.look_again(&self.ports)?
             }
-            // Whoever holds it does what is left to do.
+            // Whoever holds it so long does what is left to do in the end.
             Some(Err(error)) if error.kind() == ErrorKind::Locked => target,
             Some(Err(error)) => return Err(error),
         };
@@ -113,17 +142,24 @@ impl Host {
             off.as_ref().is_some_and(is_it)
         };
         let asked = |pull: &&Pull| disk.is_none_or(|disk| is_named(pull, disk));
+        // Each look takes QEMU's time.
+        let jobs = jobs.unwrap_or_default();
+        let seen = |pull: &Pull| match jobs.get(&pull.disk.image) {
+            Some(job) => PullInfo::new(&target.name, pull, job.as_ref()),
+            None => self.seen(&target, pull),
+        };
         let pulls = record.pulls.iter().filter(asked);
-        let mut infos: Vec<_> = pulls
-            .filter(|pull| !is_off(pull))
-            .map(|pull| self.seen(&target, pull))
-            .collect();
+        let mut infos: Vec<_> = pulls.filter(|pull| !is_off(pull)).map(seen).collect();
         infos.extend(off.as_ref().map(|(pull, by)| {
             // It may have just begun, or ended, and have nobody who answers.
             let looked = self.ports.pulls.look(by, &pull.disk.image);
             PullInfo::new(&target.name, pull, looked.unwrap_or_default().as_ref())
         }));
-        Ok((infos, unsettled))
+        Ok(Looked {
+            infos,
+            unsettled,
+            recorded: record.pulls,
+        })
     }
 
     /// Waits until nobody works on the pull of a disk any more, and returns how it ended.
@@ -141,9 +177,12 @@ impl Host {
         if found.is_empty() {
             return Err(no_pull(domain, disk));
         }
-        // Nobody is there to go on with what stands still.
-        let is_still =
-            |info: &PullInfo| matches!(info.state, PullProgress::Stalled | PullProgress::Paused);
+        // Nobody is there to go on with what stands still. What goes on by itself does so again once its domain does.
+        let is_still = |info: &PullInfo| match info.state {
+            PullProgress::Stalled => true,
+            PullProgress::Paused => info.increments,
+            _ => false,
+        };
         self.watch_until(domain, disk, observer, is_still)
     }
 
@@ -169,9 +208,15 @@ impl Host {
     ) -> Result<PullInfo> {
         let mut failed = 0;
         let mut told = None;
+        let mut looks = Looks::new(LOOK_EVERY, LOOK_AT_LEAST_EVERY);
         loop {
-            let (mut found, unsettled) = self.look_at_pulls(domain, Some(disk), observer)?;
-            let Some(info) = found.pop() else {
+            let began = Instant::now();
+            let Looked {
+                mut infos,
+                unsettled,
+                recorded,
+            } = self.look_at_pulls(domain, Some(disk), observer)?;
+            let Some(info) = infos.pop() else {
                 abort_wanted(domain, disk, observer)?;
                 std::thread::sleep(LOOK_EVERY);
                 continue;
@@ -201,8 +246,10 @@ impl Host {
                     .hint("remove what stands in the way; the next command for this domain goes on with it"));
                 }
             }
-            abort_wanted(domain, disk, observer)?;
-            std::thread::sleep(LOOK_EVERY);
+            let pause = looks.pause((began, Instant::now()), info.cur, info.end);
+            let is_it = |pull: &&Pull| pull.disk.image == info.image && pull.is_under_way();
+            let pull = recorded.iter().find(is_it);
+            self.wait_beside((domain, pull), disk, pause, observer)?;
         }
     }
 
@@ -344,6 +391,14 @@ impl Host {
 fn recorded(target: &Target, pull: &Pull) -> Result<Option<Pull>> {
     let record = target.store.load()?;
     Ok(record.pull_of(&pull.disk.image).cloned())
+}
+
+/// Whether the QEMU is gone that worked on a pull of the record's.
+fn has_lost_its_domain(target: &Target) -> Result<bool> {
+    let now = target.view.map(|view| view.life);
+    let record = target.store.load()?;
+    let is_lost = |pull: &Pull| pull.is_under_way() && pull.life.is_some() && pull.life != now;
+    Ok(record.pulls.iter().any(is_lost))
 }
 
 fn is_at_work(job: &PullJob) -> bool {

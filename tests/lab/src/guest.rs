@@ -276,7 +276,9 @@ impl<'lab> Guest<'lab> {
         loop {
             let disks = self.ask("disks")?;
             let mut names = disks.split(' ').filter_map(|disk| disk.split_once(':'));
-            if names.any(|(name, _)| name == vdev) == there {
+            let is_there = names.any(|(name, _)| name == vdev);
+            // Its node comes a moment after it.
+            if is_there == there && (!there || self.ask(&format!("fsync {vdev}")).is_ok()) {
                 return Ok(());
             }
             if Instant::now() >= end {

@@ -45,6 +45,9 @@ impl World {
             return;
         }
         job.done = (job.done + PACE).min(job.total);
+        if !self.flushes_fail {
+            self.pulled.insert(key.1.clone(), job.done);
+        }
         if let Some(why) = fails.filter(|_| job.done > job.total / 2) {
             job.error = Some(why.into());
             job.state = match pull.on_error {
@@ -106,7 +109,9 @@ impl Pulls for Shared {
                     job.state = PullJobState::Running;
                     job.error = None;
                 }
-                Word::Hold if job.state == PullJobState::Running => job.state = PullJobState::Held,
+                Word::Hold | Word::Rest if job.state == PullJobState::Running => {
+                    job.state = PullJobState::Held;
+                }
                 Word::Cancel if !is_over => job.state = PullJobState::Cancelled,
                 Word::Speed(speed) => job.speed = speed,
                 _ => {}

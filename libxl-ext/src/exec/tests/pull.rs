@@ -1,5 +1,6 @@
 //! Pulls, with every call failing and every kill; and with everything else that may go on meanwhile.
 
+mod aside;
 mod release;
 mod told;
 mod unwritten;

@@ -138,6 +138,8 @@ pub(super) struct World {
     reboot: Option<Reboot>,
     /// Jobs that pull, by the domain whose QEMU has them, or none for the storage daemon, and the image.
     pub(super) jobs: BTreeMap<(Option<u32>, PathBuf), FakeJob>,
+    /// Up to which byte the images that are pulled into have what was below them.
+    pub(super) pulled: BTreeMap<PathBuf, u64>,
     /// What a storage daemon has open.
     pub(super) served: Vec<PathBuf>,
     /// What stops the jobs half-way.

@@ -307,3 +307,24 @@ fn what_was_said_when_it_began_stays_said() {
     let notes = plan.notes.join("\n");
     assert!(notes.contains("it stands still on an error"), "{notes}");
 }
+
+#[test]
+fn a_disk_that_qemu_does_not_write_to_as_qcow2_is_refused_with_a_reason() {
+    let refused = |change: fn(&mut DeviceDisk)| {
+        let mut inventory = layered(Some(DomainState::Running));
+        change(&mut inventory.live.as_mut().unwrap().disks[0]);
+        let error = Request::Pull(request())
+            .plan(&inventory, &fresh())
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{}", error.report());
+        error.report()
+    };
+    let said = refused(|disk| disk.backend = Some("phy".into()));
+    assert!(said.contains("phy backend") && said.contains("backendtype=qdisk"));
+    let said = refused(|disk| disk.format = Some("raw".into()));
+    assert!(said.contains("is raw"), "{said}");
+    let said = refused(|disk| disk.format = Some("vhd".into()));
+    assert!(said.contains("only qcow2"), "{said}");
+    let said = refused(|disk| disk.readwrite = 0);
+    assert!(said.contains("read-only"), "{said}");
+}

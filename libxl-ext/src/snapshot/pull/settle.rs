@@ -7,14 +7,20 @@ use crate::event::{Observer, Unobserved};
 use crate::exec;
 use crate::model::below::below;
 use crate::model::disk::{ImageFacts, ImageFormat};
-use crate::model::pull::{Pull, PullState};
+use crate::model::domain::DomainState;
+use crate::model::pull::{Extent, Pull, PullState};
 use crate::observe::{self, Target};
 use crate::plan::{self, Fresh, PullEnd};
-use crate::port::PullJobState;
+use crate::port::{PullJob, PullJobState};
 use crate::store::DomainLock;
+use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Pulls that could not be settled, each with what stands in the way.
 pub(crate) type Unsettled = Vec<(Pull, Error)>;
+
+/// What QEMU says of pulls, by their images.
+pub(super) type Jobs = BTreeMap<Box<Path>, Option<PullJob>>;
 
 impl Host {
     /// Does what is left to do of pulls that have come to their end, or whose domain has. What cannot be done now is said,
@@ -52,65 +58,115 @@ impl Host {
         observer: &dyn Observer,
     ) -> Result<()> {
         let target = target.clone().look_again(&self.ports)?;
+        // Another QEMU may be about to have the image.
+        let view = target.view.filter(|view| pull.life == Some(view.life));
+        if view.is_some_and(|view| view.state == DomainState::Suspended) {
+            return Ok(());
+        }
         match self.how_ended(&target, pull)? {
-            Some(how) => self.end_pull(&target, lock, pull, &how, observer),
-            None => Ok(()),
+            (_, Some(how)) => self.end_pull(&target, lock, pull, &how, observer),
+            (_, None) => Ok(()),
         }
     }
 
-    /// Whether the record speaks of a pull as under way that is not any more.
-    pub(super) fn is_one_over(&self, target: &Target) -> Result<bool> {
+    /// What QEMU says of the pulls that the record speaks of as under way, by their images; none if one of them is not any
+    /// more.
+    pub(super) fn all_under_way(&self, target: &Target) -> Result<Option<Jobs>> {
         let record = target.store.load()?;
+        let mut jobs = Jobs::new();
         for pull in record.pulls.iter().filter(|pull| pull.is_under_way()) {
-            if self.how_ended(target, pull)?.is_some() {
-                return Ok(true);
-            }
+            match self.how_ended(target, pull)? {
+                (job, None) => jobs.insert(pull.disk.image.clone(), job),
+                (_, Some(_)) => return Ok(None),
+            };
         }
-        Ok(false)
+        Ok(Some(jobs))
     }
 
-    /// How a pull ended, if it has.
-    fn how_ended(&self, target: &Target, pull: &Pull) -> Result<Option<PullEnd>> {
+    /// What QEMU says of a pull, and how that ended, if it has.
+    fn how_ended(
+        &self,
+        target: &Target,
+        pull: &Pull,
+    ) -> Result<(Option<PullJob>, Option<PullEnd>)> {
         let is_its_qemu = target.view.is_some_and(|view| pull.life == Some(view.life));
         let job = match self.job(target, pull) {
             Ok(job) => job,
             // A domain that is going away takes its QEMU along first.
             Err(error) if is_its_qemu => {
                 tracing::warn!("{}", error.report());
-                return Ok(None);
+                return Ok((None, None));
             }
             Err(error) => return Err(error),
         };
-        match job.map(|job| (job.state, job.error)) {
-            Some((PullJobState::Copied, _)) => return Ok(Some(PullEnd::Copied)),
-            Some((PullJobState::Cancelled, _)) => return Ok(Some(PullEnd::Aborted)),
-            Some((PullJobState::Ended, Some(why))) => return Ok(Some(PullEnd::Failed(why))),
-            Some((PullJobState::Running | PullJobState::Held | PullJobState::Stalled, _)) => {
-                return Ok(None);
-            }
-            Some((PullJobState::Ended, None)) | None => {}
-        }
+        let end = match job.as_ref().map(|job| (job.state, &job.error)) {
+            Some((PullJobState::Copied, _)) => Some(PullEnd::Copied),
+            Some((PullJobState::Cancelled, _)) => Some(PullEnd::Aborted),
+            Some((PullJobState::Ended, Some(why))) => Some(PullEnd::Failed(why.clone())),
+            Some((PullJobState::Running | PullJobState::Held | PullJobState::Stalled, _)) => None,
+            Some((PullJobState::Ended, None)) | None => Some(self.how_left(target, pull)?),
+        };
+        Ok((job, end))
+    }
+
+    /// How a pull ended of which QEMU has no job any more, or one of which it says nothing.
+    fn how_left(&self, target: &Target, pull: &Pull) -> Result<PullEnd> {
         // Somebody let it end, or it was completed and could not be recorded: the image itself tells.
         let image = &pull.disk.image;
         let facts = self.ports.images.facts(image, ImageFormat::Qcow2)?;
         let Some(facts) = facts else {
-            return Ok(Some(PullEnd::Interrupted));
+            return Ok(PullEnd::Interrupted);
         };
         let is_copied = pull.state == PullState::Copied && target.view.is_none();
         let is_done = facts.stands_on(pull.onto.as_ref())
             || (is_copied && self.is_all_there(pull, &facts)?);
-        Ok(Some(if is_done {
+        Ok(if is_done {
             PullEnd::Copied
         } else {
             PullEnd::Interrupted
-        }))
+        })
     }
 
-    /// Whether the image is the one still that everything was copied to: the user may have made another of its name.
     fn is_all_there(&self, pull: &Pull, facts: &ImageFacts) -> Result<bool> {
-        let stands_as_before =
-            below(&pull.disk.image, facts).is_ok_and(|below| below.as_ref() == pull.from.first());
-        Ok(stands_as_before && pull.has_all(&self.ports.images.extents(&pull.chain())?))
+        let all = |extents: Vec<Extent>| pull.has_all(&extents);
+        Ok(stands_as_before(pull, facts) && self.ports.images.extents(&pull.chain()).map(all)?)
+    }
+
+    /// The pull with how far it is, which nobody can ask QEMU for once it has ended. Between two increments that is known,
+    /// and the caller has the cursor of it.
+    fn measured(&self, target: &Target, pull: &Pull, how: &PullEnd) -> Pull {
+        let mut pull = pull.clone();
+        if pull.increments || *how == PullEnd::Copied {
+            return pull;
+        }
+        let job = self.job(target, &pull).unwrap_or_else(|error| {
+            tracing::warn!("{}", error.report());
+            None
+        });
+        // Of one that QEMU had to forget nothing but the reason is known.
+        let reached = match job.filter(|job| job.total > 0) {
+            Some(job) => Ok(job.done),
+            None => self.is_there_up_to(&pull),
+        };
+        match reached {
+            Ok(reached) => pull.position = reached.max(pull.position).min(pull.size),
+            // Only what is told of it is less exact.
+            Err(error) => tracing::warn!("{}", error.report()),
+        }
+        pull
+    }
+
+    /// How far the image itself shows a pull to be.
+    fn is_there_up_to(&self, pull: &Pull) -> Result<u64> {
+        let facts = self
+            .ports
+            .images
+            .facts(&pull.disk.image, ImageFormat::Qcow2)?;
+        if !facts.is_some_and(|facts| stands_as_before(pull, &facts)) {
+            return Ok(0);
+        }
+        let extents = self.ports.images.extents(&pull.chain())?;
+        Ok(pull.has_up_to(&extents))
     }
 
     pub(super) fn end_pull(
@@ -121,6 +177,7 @@ impl Host {
         how: &PullEnd,
         observer: &dyn Observer,
     ) -> Result<()> {
+        let pull = &self.measured(target, pull, how);
         let record = target.store.load()?;
         let mut inventory = observe::of_record(target, record);
         if pull.release_base {
@@ -181,4 +238,9 @@ impl Host {
             tracing::warn!("{}", error.report());
         }
     }
+}
+
+/// Whether the image is the one still that was pulled into: the user may have made another of its name.
+fn stands_as_before(pull: &Pull, facts: &ImageFacts) -> bool {
+    below(&pull.disk.image, facts).is_ok_and(|below| below.as_ref() == pull.from.first())
 }

@@ -5,6 +5,7 @@
 
 mod figures;
 mod pull;
+mod stream;
 
 use std::time::Duration;
 

@@ -1,22 +1,30 @@
 //! Pulls by the product and by the same `block-stream` given to QEMU by hand, in turns, of disks on chains of several
 //! depths; and what the guest's own writes come to meanwhile.
 //!
-//! What is compared is the work itself: bytes of the disk per second between two looks at the same job of QEMU's, by the
-//! same command for both. The start of a command is told beside it.
+//! What is compared is the job itself, from when it runs to when all is copied, by QEMU's own clock; and all of it, from the
+//! command to the last act.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
+use super::stream::{self, By, Timed};
 use crate::guest::{Guest, GuestSpec};
 use crate::host::Lab;
 use crate::product::Product;
+use crate::ssh::quote;
 
 /// How many images there are from the disk to the bottom.
 const DEPTHS: [u32; 3] = [1, 8, 32];
 
 /// The length of the disk, in MiB, all of which is in some image below it.
-const LENGTH: u32 = 160;
+const LENGTH: u32 = 384;
+
+/// That of the disk that the guest writes to meanwhile, which is not pulled until it has.
+const LONG: u32 = 640;
+
+/// How much it writes each time, in MiB.
+const WRITES: u32 = 16;
 
 /// The limit for the writes beside a slow pull, in MiB per second.
 const SLOW: u32 = 4;
@@ -27,54 +35,70 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// Runs so many rounds of each depth, and prints medians and ratios.
 pub(super) fn run(lab: &Lab, rounds: u32) -> Result<()> {
     let guest = Guest::create(lab, &GuestSpec::pv("pull-bench").disks(&[16]))?;
+    // Nobody else writes.
+    guest.mark_disks(false)?;
     let product = Product::of(lab, &guest);
     for depth in DEPTHS {
-        let bottom = chain(lab, &guest.dir(), depth)?;
+        let bottom = chain(lab, &guest.dir(), depth, LENGTH)?;
         let bench = Bench {
             lab,
             guest: &guest,
             product: &product,
             bottom,
         };
-        let (mut own, mut by_hand, mut starts) = (Vec::new(), Vec::new(), Vec::new());
+        let mut found = Vec::new();
         for round in 0..=rounds {
-            // Who is first changes.
-            let first = bench.pull(round.is_multiple_of(2))?;
-            let second = bench.pull(!round.is_multiple_of(2))?;
-            let (ours, theirs) = if round.is_multiple_of(2) {
+            // Who is first changes. The first round is not counted: it warms the caches.
+            let is_ours_first = round.is_multiple_of(2);
+            let first = bench.pull(is_ours_first)?;
+            let second = bench.pull(!is_ours_first)?;
+            let (ours, theirs) = if is_ours_first {
                 (first, second)
             } else {
                 (second, first)
             };
             println!(
-                "depth {depth}, round {round}: block-pull {:.1} MiB/s, by hand {:.1} MiB/s",
-                ours.rate, theirs.rate
+                "depth {depth}, round {round}: block-pull {}; by hand {}",
+                told(ours),
+                told(theirs)
             );
             if round > 0 {
-                own.push(ours.rate);
-                by_hand.push(theirs.rate);
-                starts.push(ours.start);
+                found.push((ours, theirs));
             }
         }
-        let (own, by_hand) = (median(own), median(by_hand));
+        let of = |what: fn(&Timed) -> f64| {
+            let ours = median(found.iter().map(|(ours, _)| what(ours)).collect());
+            let theirs = median(found.iter().map(|(_, theirs)| what(theirs)).collect());
+            (ours, theirs)
+        };
+        let (own, by_hand) = of(|timed| f64::from(LENGTH) / timed.copying);
+        let (copying, copying_by_hand) = of(|timed| timed.copying);
+        let (own_whole, by_hand_whole) = of(|timed| timed.whole);
+        let (start, _) = of(|timed| timed.start);
         println!(
-            "depth {depth}, medians of {rounds}: block-pull {own:.1} MiB/s (begun after {:.2} s), by hand {by_hand:.1} MiB/s, \
-             ratio {:.3}",
-            median(starts),
-            own / by_hand
+            "depth {depth}, medians of {rounds}: block-pull {own:.1} MiB/s, by hand {by_hand:.1} MiB/s, ratio {:.3}, {:.2} s more of \
+             {copying_by_hand:.2} s; from the command to the last act {own_whole:.2} s ({start:.2} s until the job ran), by hand {by_hand_whole:.2} s",
+            own / by_hand,
+            copying - copying_by_hand
         );
-        if depth == 1 {
-            bench.writes()?;
-        }
     }
+    writes(lab, &guest, &product, rounds)?;
     guest.destroy()
 }
 
-/// Makes images on top of each other, with a part of the content in each; returns the uppermost.
-fn chain(lab: &Lab, dir: &str, depth: u32) -> Result<(String, &'static str)> {
+fn told(timed: Timed) -> String {
+    format!(
+        "{:.1} MiB/s, {:.2} s in all",
+        f64::from(LENGTH) / timed.copying,
+        timed.whole
+    )
+}
+
+/// Makes images of so many MiB on top of each other, with a part of the content in each; returns the uppermost.
+fn chain(lab: &Lab, dir: &str, depth: u32, mib: u32) -> Result<(String, &'static str)> {
     let base = format!("{dir}/bottom.raw");
     lab.run_within(
-        &format!("rm -f {dir}/*.raw {dir}/link.*; head -c {LENGTH}M /dev/urandom > {base}"),
+        &format!("rm -f {dir}/*.raw {dir}/link.*; head -c {mib}M /dev/urandom > {base}"),
         LIMIT,
     )?;
     let (mut below, mut format) = (base, "raw");
@@ -91,14 +115,6 @@ fn chain(lab: &Lab, dir: &str, depth: u32) -> Result<(String, &'static str)> {
         (below, format) = (image, "qcow2");
     }
     Ok((below, format))
-}
-
-/// How fast one pull was.
-struct Pulled {
-    /// MiB of the disk per second.
-    rate: f64,
-    /// Seconds until the command had begun it.
-    start: f64,
 }
 
 struct Bench<'a> {
@@ -118,12 +134,7 @@ impl Bench<'_> {
              xl block-attach {} format=qcow2,vdev=xvdc,access=rw,backendtype=qdisk,target={image}",
             self.guest.name()
         ))?;
-        // Until the backend has opened it.
-        let end = Instant::now() + LIMIT;
-        while !self.hmp("info block")?.contains(&image) {
-            ensure!(Instant::now() < end, "QEMU does not open the disk");
-        }
-        Ok(())
+        self.guest.wait_disk("xvdc")
     }
 
     fn detach(&self) -> Result<()> {
@@ -132,90 +143,81 @@ impl Bench<'_> {
         self.guest.wait_no_disk("xvdc")
     }
 
-    fn hmp(&self, command: &str) -> Result<String> {
-        let name = self.guest.name();
-        self.lab
-            .run(&format!("xl qemu-monitor-command {name} '{command}'"))
-    }
-
-    fn pull(&self, by_us: bool) -> Result<Pulled> {
+    fn pull(&self, by_us: bool) -> Result<Timed> {
         self.attach()?;
-        let begin = if by_us {
-            self.product.command("block-pull {} xvdc")
+        let command = self.product.command("block-pull {} xvdc");
+        let by = if by_us {
+            By::Command(&command)
         } else {
-            format!(
-                "xl qemu-monitor-command {} 'block_stream xvdc-qcow2'",
-                self.guest.name()
-            )
+            By::Hand("xvdc-qcow2")
         };
-        // Time and position at each look, in dom0; the job is gone, or waits for its last act, at the end.
-        let looks = self.lab.run_within(
-            &format!(
-                "b=$(date +%s%N); {begin} >/dev/null 2>&1 || exit 1; e=$(date +%s%N); echo start $((e - b)); \
-                 while :; do j=$(xl qemu-monitor-command {} 'info block-jobs' 2>/dev/null); \
-                 p=$(echo \"$j\" | sed -n 's/.*Completed \\([0-9]*\\) of.*/\\1/p'); t=$(date +%s%N); \
-                 [ -n \"$p\" ] || break; echo look $t $p; [ $p -lt {} ] || break; done",
-                self.guest.name(),
-                u64::from(LENGTH) << 20
-            ),
-            LIMIT,
-        )?;
+        let timed = stream::run(self.lab, self.guest.domid()?, &self.guest.dir(), by)?;
         if by_us {
             self.product.run("block-pull-info --watch {} xvdc")?;
         }
         self.detach()?;
-        read(&looks)
+        Ok(timed)
     }
 
-    /// What the guest writes to the disk while it is not pulled, while it is, and while it is slowly.
-    fn writes(&self) -> Result<()> {
-        let rate = |at: u32| -> Result<f64> {
-            let begin = Instant::now();
-            self.guest.write("xvdc", at, 8, "beside")?;
-            Ok(8.0 / begin.elapsed().as_secs_f64())
-        };
-        self.attach()?;
-        self.guest.wait_disk("xvdc")?;
-        rate(1)?;
-        let alone = rate(LENGTH - 10)?;
-        self.product
-            .run(&format!("block-pull --bandwidth {SLOW}M {{}} xvdc"))?;
-        let slow = rate(LENGTH - 20)?;
-        self.product.run("block-pull-set-speed {} xvdc 0")?;
-        let fast = rate(LENGTH - 30)?;
-        let infos = self.product.run("block-pull-info {} xvdc")?;
-        println!(
-            "the guest writes 8 MiB at {alone:.2} MiB/s alone, {slow:.2} beside a pull of {SLOW} MiB/s, {fast:.2} beside one \
-             without a limit ({})",
-            infos.trim()
-        );
-        self.product.run("block-pull-info --watch {} xvdc")?;
-        self.detach()
+    /// MiB per second that the guest writes to the disk, from so many MiB on, by dom0's clock.
+    fn write(&self, at: u32) -> Result<f64> {
+        let request = format!("write xvdc {at} {WRITES} beside");
+        let took = self.lab.run_within(
+            &format!(
+                "b=$(date +%s%N); guest-ask {} 300 {} >/dev/null || exit 1; e=$(date +%s%N); echo $((e - b))",
+                quote(self.guest.name()),
+                quote(&request)
+            ),
+            LIMIT,
+        )?;
+        Ok(f64::from(WRITES) * 1e9 / took.parse::<f64>()?)
     }
 }
 
-fn read(looks: &str) -> Result<Pulled> {
-    let mut start = None;
-    let mut seen: Vec<(f64, f64)> = Vec::new();
-    for line in looks.lines() {
-        match line.split(' ').collect::<Vec<_>>()[..] {
-            ["start", took] => start = Some(took.parse::<f64>()? / 1e9),
-            ["look", at, bytes] => seen.push((at.parse::<f64>()? / 1e9, bytes.parse()?)),
-            _ => {}
+/// What the guest writes to a disk while it is not pulled, while it is slowly, and while it is as fast as can be.
+fn writes(lab: &Lab, guest: &Guest<'_>, product: &Product<'_>, rounds: u32) -> Result<()> {
+    let bottom = chain(lab, &guest.dir(), 1, LONG)?;
+    let bench = Bench {
+        lab,
+        guest,
+        product,
+        bottom,
+    };
+    let mut rates = [const { Vec::new() }; 3];
+    for round in 0..=rounds {
+        bench.attach()?;
+        // From the end, where the pull comes last.
+        let places = (1..).map(|number| LONG - number * WRITES);
+        let mut seen = Vec::new();
+        for (place, command) in places.zip([
+            None,
+            Some(format!("block-pull --bandwidth {SLOW}M {{}} xvdc")),
+            Some("block-pull-set-speed {} xvdc 0".to_owned()),
+        ]) {
+            if let Some(command) = command {
+                product.run(&command)?;
+            }
+            seen.push(bench.write(place)?);
+        }
+        let now = product.run("block-pull-info {} xvdc")?;
+        ensure!(
+            now.contains("running"),
+            "the pull was over before the guest had written: {now}"
+        );
+        product.run("block-pull-info --watch {} xvdc")?;
+        bench.detach()?;
+        println!("the guest's writes, round {round}: {seen:.2?} MiB/s");
+        if round > 0 {
+            let all = rates.iter_mut().zip(seen);
+            all.for_each(|(rates, rate)| rates.push(rate));
         }
     }
-    let all = f64::from(LENGTH) * f64::from(1 << 20);
-    let mut under_way = seen
-        .iter()
-        .filter(|(_, bytes)| *bytes > 0.0 && *bytes < all);
-    let first = under_way.next().context("it was over at the first look")?;
-    let last = under_way
-        .next_back()
-        .context("it was over at the second look")?;
-    Ok(Pulled {
-        rate: (last.1 - first.1) / (last.0 - first.0) / f64::from(1 << 20),
-        start: start.context("it did not begin")?,
-    })
+    let [alone, slow, fast] = rates.map(median);
+    println!(
+        "medians of {rounds}: the guest writes {WRITES} MiB at {alone:.2} MiB/s alone, {slow:.2} beside a pull of {SLOW} MiB/s, \
+         {fast:.2} beside one without a limit"
+    );
+    Ok(())
 }
 
 fn median(mut figures: Vec<f64>) -> f64 {

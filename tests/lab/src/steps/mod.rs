@@ -1,6 +1,7 @@
 //! The steps, one file per feature. `tests/lab/README.md` tells how to add one.
 
 mod block_pull;
+mod block_pull_interrupted;
 mod capi;
 mod faults;
 mod guest_types;
@@ -85,6 +86,7 @@ fn by_feature() -> impl Iterator<Item = &'static Step> {
         snapshot_faults::STEPS,
         snapshot_broken::STEPS,
         block_pull::STEPS,
+        block_pull_interrupted::STEPS,
         managed_save::STEPS,
         capi::STEPS,
         managed_save_host::STEPS,

@@ -148,3 +148,56 @@ fn the_speed_of_increments_is_said_with_each() {
     assert_eq!(error.kind(), ErrorKind::InvalidRequest);
     assert!(error.report().contains("--step"), "{}", error.report());
 }
+
+/// One that nobody looks at while it goes on, up to so many bytes.
+fn under_way(root: &Path, shared: &Shared) -> u64 {
+    let host = shared.host(root);
+    start(&host, &request("xvda")).unwrap();
+    let mut world = shared.0.borrow_mut();
+    let (key, job) = world.jobs.iter_mut().next().unwrap();
+    job.job.done = 7 * PACE;
+    let image = key.1.clone();
+    world.pulled.insert(image, 7 * PACE);
+    7 * PACE
+}
+
+#[test]
+fn how_far_one_was_that_is_ended_is_told_also_if_nobody_had_asked() {
+    let (root, shared) = layered();
+    let at = under_way(root.path(), &shared);
+    let host = shared.host(root.path());
+    let aborted = host.abort_pull(NAME, "xvda", &Unobserved).unwrap();
+    assert_eq!(aborted.state, PullProgress::Aborted);
+    assert!((at..aborted.end).contains(&aborted.cur), "{aborted:?}");
+    let later = host.pulls(NAME, Some("xvda"), &Unobserved).unwrap();
+    assert_eq!(later, [aborted]);
+}
+
+#[test]
+fn nor_is_it_lost_with_the_domain() {
+    let (root, shared) = on_a_template();
+    let at = under_way(root.path(), &shared);
+    destroy(&shared);
+    let host = shared.host(root.path());
+    let infos = host.pulls(NAME, Some("xvda"), &Unobserved).unwrap();
+    assert_eq!(infos[0].state, PullProgress::Interrupted);
+    assert_eq!(infos[0].cur, at);
+    // An increment begins there.
+    shared.start();
+    let cursor = Some(infos[0].cursor);
+    let next = step(&host, "xvda", PACE, cursor).unwrap().unwrap();
+    assert!(next.cur >= at + PACE, "{next:?}");
+}
+
+#[test]
+fn one_that_failed_says_how_far_it_was() {
+    let (root, shared) = layered();
+    let host = shared.host(root.path());
+    shared.0.borrow_mut().jobs_fail = Some("Input/output error");
+    start(&host, &request("xvda")).unwrap();
+    host.wait_for_pull(NAME, "xvda", &Unobserved).unwrap();
+    // By now QEMU has forgotten it.
+    let info = host.pulls(NAME, None, &Unobserved).unwrap().remove(0);
+    assert_eq!(info.state, PullProgress::Failed);
+    assert!(info.cur > info.end / 2 && info.cur < info.end, "{info:?}");
+}

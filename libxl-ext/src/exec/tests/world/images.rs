@@ -216,13 +216,32 @@ impl Images for Shared {
                 image.is_some_and(|image| !image.content.is_empty())
             };
             let holder = chain.iter().position(holds);
-            Ok(vec![Extent {
+            let end = 1 << 20;
+            let rest = Extent {
                 start: 0,
-                length: 1 << 20,
+                length: end,
                 depth: holder.unwrap_or(chain.len()),
                 present: holder.is_some(),
                 zero: holder.is_none(),
-            }])
+            };
+            let pulled = world.pulled.get(&*chain[0].image).copied();
+            Ok(match pulled.filter(|pulled| (1..end).contains(pulled)) {
+                None => vec![rest],
+                Some(pulled) => vec![
+                    Extent {
+                        length: pulled,
+                        depth: 0,
+                        present: true,
+                        zero: false,
+                        ..rest
+                    },
+                    Extent {
+                        start: pulled,
+                        length: end - pulled,
+                        ..rest
+                    },
+                ],
+            })
         })
     }
 
