@@ -10,11 +10,13 @@ pub(super) const SAVE: &str = "managed-save";
 pub(super) const RESTORE: &str = "start";
 pub(super) const STOCK_NOTHING: &str = "xl help";
 pub(super) const NOTHING: &str = "xl-ext --help";
+/// One write to a file that is on the disk when it returns.
+pub(super) const FLUSH: &str = "write and flush";
 pub(super) const FIRST: &str = "snapshot-create, the first";
 pub(super) const SECOND: &str = "snapshot-create, the second";
 
 /// The rows, each with the one that it is compared with.
-const ROWS: [(&str, &str); 9] = [
+const ROWS: [(&str, &str); 10] = [
     (STOCK_SAVE, STOCK_SAVE),
     (SAVE, STOCK_SAVE),
     (STOCK_RESTORE, STOCK_RESTORE),
@@ -24,6 +26,7 @@ const ROWS: [(&str, &str); 9] = [
     (SECOND, STOCK_CHECKPOINT),
     (STOCK_NOTHING, STOCK_NOTHING),
     (NOTHING, STOCK_NOTHING),
+    (FLUSH, FLUSH),
 ];
 
 /// What was measured of one command.

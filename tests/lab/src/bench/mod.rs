@@ -32,6 +32,9 @@ pub enum What {
 /// How much of it a busy guest writes to between two saves, in MiB.
 const BUSY: u32 = 64;
 
+/// How many writes are timed together.
+const FLUSHES: u32 = 100;
+
 /// Long enough for any command on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(600);
 
@@ -110,6 +113,7 @@ impl Bench<'_> {
             // What each command costs that does nothing.
             found.push((what, Figure::new(self.time(what)?)));
         }
+        found.push((figures::FLUSH, Figure::new(self.flush()?)));
         if number.is_multiple_of(2) {
             self.stock(&mut found)?;
             self.managed(&mut found)?;
@@ -129,6 +133,16 @@ impl Bench<'_> {
         }
         // What dom0 still has to write is not counted as part of what comes next.
         self.lab.run("sync").map(drop)
+    }
+
+    /// What no program that writes a journal can do without.
+    fn flush(&self) -> Result<f64> {
+        let file = format!("{}/flushed", self.guest.dir());
+        let write =
+            format!("dd if=/dev/zero of={file} bs=512 count={FLUSHES} oflag=dsync status=none");
+        let seconds = self.time(&write)?;
+        self.lab.run(&format!("rm {file}"))?;
+        Ok(seconds / f64::from(FLUSHES))
     }
 
     fn stock(&self, found: &mut Vec<(&'static str, Figure)>) -> Result<()> {
