@@ -10,5 +10,6 @@ pub mod name;
 pub mod process;
 pub mod pull;
 pub mod record;
+pub mod replica;
 pub mod replication;
 pub mod tree;

@@ -5,6 +5,8 @@
 //!                         /domain         the record: all snapshots of the domain
 //!                         /journal        what an operation in progress intended and did
 //!                         /present        a copy of what the record says beside its snapshots
+//!                         /replication    what this host is to the domain's replication
+//!                         /replica/       images and buffers of a secondary
 //!                         /packs/<id>     pages of memory that were new with a snapshot
 //!                         /<id>/memory    a memory image
 //!                         /<id>/snapshot  a copy of what the record says of the snapshot
@@ -15,6 +17,7 @@ pub(crate) mod atomic;
 mod copies;
 mod envelope;
 mod lock;
+mod replication;
 pub(crate) mod room;
 
 pub use copies::{PresentCopy, SnapshotCopy};
@@ -179,7 +182,9 @@ impl DomainStore {
 
     /// Whether anything is kept for the domain.
     pub fn exists(&self) -> bool {
-        atomic::is_there(&self.record_path()) || self.has_journal()
+        atomic::is_there(&self.record_path())
+            || self.has_journal()
+            || atomic::is_there(&self.replication_path())
     }
 
     /// Whether an operation is in progress, or was interrupted.

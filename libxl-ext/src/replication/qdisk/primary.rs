@@ -72,6 +72,18 @@ pub fn register(
     Ok(registered)
 }
 
+/// Ends whatever is left of mirrors that a process began that is gone. It is no error if there is nothing, or no QEMU.
+pub(crate) fn end_mirrors(qemu: &Worker, disks: &[DiskTarget], limits: Limits) -> Result<()> {
+    disks
+        .iter()
+        .try_for_each(|disk| Mirror::new(qemu.clone(), disk.clone(), limits.answer).cut())
+}
+
+/// Length of a disk that a domain's QEMU has open, in bytes.
+pub(crate) fn length_of(qemu: &Worker, disk: &DiskTarget, limits: Limits) -> Result<u64> {
+    Mirror::new(qemu.clone(), disk.clone(), limits.answer).length()
+}
+
 impl PrimaryDisk {
     /// Whether the secondary's disk can be this one's copy. A shorter one would make QEMU abort at the first write past its
     /// end.

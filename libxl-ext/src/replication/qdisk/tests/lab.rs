@@ -370,7 +370,7 @@ impl Conversation {
 }
 
 /// A guest that does not write while it is asked to make a checkpoint.
-struct Quiet;
+pub(super) struct Quiet;
 
 impl Guest for Quiet {
     fn pause(&self) -> Result<bool> {
