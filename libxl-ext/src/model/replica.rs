@@ -23,6 +23,26 @@ pub struct ReplicationRecord {
     pub role: Role,
 }
 
+impl ReplicationRecord {
+    /// What keeps others from changing the domain, in words that follow its name; none once replication is over.
+    pub fn claim(&self) -> Option<String> {
+        match &self.role {
+            Role::Primary(primary) => match &primary.state {
+                PrimaryState::Stopped { .. } => None,
+                PrimaryState::Lost { .. } => Some(format!(
+                    "is the domain of {} now: it has failed over",
+                    primary.peer
+                )),
+                state => Some(format!("is replicated to {} ({state})", primary.peer)),
+            },
+            Role::Secondary(replica) => match replica.state {
+                ReplicaState::Stopped { .. } | ReplicaState::FailedOver { .. } => None,
+                state => Some(format!("is replicated to this host ({state})")),
+            },
+        }
+    }
+}
+
 /// What a host is to a domain that is replicated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -144,6 +144,7 @@ fn inventory(vdevs: &[&str], state: Option<DomainState>, snapshots: u128) -> Inv
         record,
         packs: Packs::default(),
         claimed: BTreeMap::new(),
+        replicated: None,
         elsewhere: BTreeMap::new(),
         free_bytes: 1000 * MIB,
     }

@@ -45,5 +45,6 @@ pub use pair::{Key, Pair, Pairs, TEXT_MAX};
 pub use protocol::Seen;
 pub use registry::{Phase, Registry, StateId};
 pub use remote::ask_secondary;
+pub(crate) use remote::close_secondary;
 pub use replica::{FailedOver, RUN_DIRECTORY, Replicas};
 pub use serve::Server;

@@ -93,6 +93,22 @@ pub fn ask_secondary(peer: &str, key: &Key, domain: &str, limit: Duration) -> Re
     Line::connect(peer, key, domain, limit)?.look(limit)
 }
 
+/// Tells a secondary that a start of replication is over.
+///
+/// # Errors
+/// As [`ask_secondary`]; if it has failed over.
+pub(crate) fn close_secondary(
+    peer: &str,
+    key: &Key,
+    domain: &str,
+    session: Uuid,
+    limit: Duration,
+) -> Result<()> {
+    let line = Line::connect(peer, key, domain, limit)?;
+    line.ask("stop replication", &Request::Close { session }, CLOSE_LIMIT)
+        .map(drop)
+}
+
 fn strange() -> Error {
     Error::new(
         ErrorKind::Toolstack,

@@ -366,6 +366,18 @@ impl DomainStore {
     }
 }
 
+/// Replaces a file by one that is root's alone, in a directory that is made private, so that a crash leaves the old one or
+/// the new one.
+///
+/// # Errors
+/// [`ErrorKind::Io`] or [`ErrorKind::NoSpace`].
+pub fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
+    if let Some(directory) = path.parent() {
+        private_directory(directory)?;
+    }
+    atomic::replace(path, content)
+}
+
 /// Bytes that can still be written where a file or directory is, or will be.
 pub(crate) fn free_bytes(path: &Path) -> Result<u64> {
     let existing = path

@@ -1,7 +1,7 @@
 //! What is remembered of the replication of a domain: a file of its own, since the record of its snapshots changes under
 //! the domain's lock alone, and at other times.
 
-use super::{DomainStore, Envelope, Store, atomic};
+use super::{DomainStore, Envelope, Store, absent_is_fine, atomic};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::replica::ReplicationRecord;
 use std::path::{Path, PathBuf};
@@ -82,6 +82,16 @@ impl DomainStore {
             &self.replication_path(),
             &Envelope::REPLICATION.seal(record)?,
         )
+    }
+    /// Remembers nothing of it any more.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub(crate) fn forget_replication(&self) -> Result<()> {
+        let path = self.replication_path();
+        absent_is_fine(std::fs::remove_file(&path))
+            .map_err(|error| Error::io(format!("remove {}", path.display()), error))?;
+        atomic::sync_directory(&self.directory)
     }
 }
 

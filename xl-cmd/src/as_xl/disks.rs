@@ -76,6 +76,11 @@ pub(super) fn for_create(root: &Path, arguments: &[OsString]) -> Result<ForCreat
     ))
 }
 
+/// A disk as an entry of `disk=[...]`, as it is.
+pub(crate) fn specification_of(disk: &DeviceDisk) -> Result<String> {
+    specification(disk, None)
+}
+
 /// A disk as an entry of `disk=[...]` (xl-disk-configuration(5)), with the image of a layer.
 fn specification(disk: &DeviceDisk, layer: Option<&Layer>) -> Result<String> {
     let refuse = |what: &str| {
