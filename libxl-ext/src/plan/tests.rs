@@ -6,6 +6,7 @@ mod external;
 mod force;
 mod managed;
 mod pull;
+mod replicate;
 
 use super::*;
 use crate::ErrorKind;

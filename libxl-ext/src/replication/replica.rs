@@ -80,7 +80,11 @@ impl Replicas {
     }
 
     /// Its QEMU, as it was left.
-    fn adopt(&self, own: &DomainStore, replica: &Replica) -> Result<Secondary> {
+    pub(in crate::replication) fn adopt(
+        &self,
+        own: &DomainStore,
+        replica: &Replica,
+    ) -> Result<Secondary> {
         let stage = match replica.state {
             ReplicaState::Receiving => Stage::Receiving,
             ReplicaState::Replicating | ReplicaState::FailingOver { .. } => Stage::Replicating,

@@ -9,6 +9,7 @@ mod managed_save;
 mod managed_save_host;
 mod memory;
 mod power;
+mod replication;
 mod save;
 mod small_store;
 mod snapshot;
@@ -41,6 +42,7 @@ const FIRST: &[&str] = &[
     "ts-external-deletes-merge-while-the-guest-runs",
     "ts-managed-save-goes-on",
     "ts-block-pull-by-increments",
+    "ts-replication-fails-over-to-the-last-checkpoint",
     "ts-capi-create-revert-delete",
     "ts-memory-is-kept-once",
     "ts-external-raw-disk-that-looks-like-qcow2",
@@ -85,6 +87,7 @@ fn by_feature() -> impl Iterator<Item = &'static Step> {
         snapshot_faults::STEPS,
         snapshot_broken::STEPS,
         block_pull::STEPS,
+        replication::STEPS,
         managed_save::STEPS,
         capi::STEPS,
         managed_save_host::STEPS,

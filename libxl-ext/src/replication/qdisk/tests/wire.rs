@@ -57,6 +57,7 @@ struct Hosts {
     here: Store,
     peer: String,
     key: Key,
+    interval_ms: Option<u64>,
     lab: Lab,
 }
 
@@ -83,6 +84,7 @@ impl Hosts {
             here,
             peer: String::new(),
             key: pair.key,
+            interval_ms: None,
             lab,
         };
         hosts.listen();
@@ -115,7 +117,7 @@ impl Hosts {
                 pair: "pair".into(),
                 pace: Pace {
                     heartbeat_ms,
-                    interval_ms: None,
+                    interval_ms: self.interval_ms,
                 },
                 disks: self.lab.disks.clone(),
                 life: DomainLife {
@@ -416,7 +418,8 @@ fn an_image_of_another_length_is_refused_before_anything_starts() {
 
 #[test]
 fn a_keeper_does_as_it_is_told_until_it_is_told_to_stop() {
-    let hosts = Hosts::new(&[MIB]);
+    let mut hosts = Hosts::new(&[MIB]);
+    hosts.interval_ms = Some(100);
     let run = hosts.replicas.run.clone();
     let limit = Duration::from_secs(60);
     let session = Uuid::new_v4();
@@ -461,9 +464,9 @@ fn a_keeper_does_as_it_is_told_until_it_is_told_to_stop() {
                     told => break told.unwrap(),
                 }
             };
-            assert_eq!(tell(Command::Status).checkpoint.unwrap().number, 1);
+            let before = tell(Command::Status).checkpoint.unwrap().number;
             let told = tell(Command::Checkpoint);
-            assert_eq!(told.checkpoint.unwrap().number, 2);
+            assert!(told.checkpoint.unwrap().number > before);
             assert!(told.pause_us.is_some());
             assert!(matches!(
                 tell(Command::Stop).state,
@@ -488,4 +491,105 @@ fn a_keeper_does_as_it_is_told_until_it_is_told_to_stop() {
         !run.join(format!("xl-ext-keep-{}", primary.session.simple()))
             .exists()
     );
+}
+
+/// Where a failover was interrupted: what is written down then, and what has been done of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Interrupted {
+    /// It has lost, and nothing more was done.
+    AtItsFirstWord,
+    /// The disks are set back, and it is not written down yet.
+    SetBack,
+    /// It is, and the sidecar has them open.
+    Merged,
+    /// The same, and then the sidecar was killed.
+    SidecarKilled,
+}
+
+fn interrupted(at: Interrupted) {
+    let hosts = Hosts::new(&[2 * MIB]);
+    let mut keeper = hosts.start(1, PATIENT).unwrap();
+    hosts.lab.write(0, 0, MIB, 1);
+    keeper.checkpoint().unwrap();
+    let kept = hosts.lab.content();
+    hosts.lab.write(0, 512, MIB, 2);
+    let own = hosts.replicas.store.domain(DOMAIN);
+    let (generation, mut replica) = hosts.replica();
+    let mut write_down = |state| {
+        replica.state = state;
+        let role = Role::Secondary(replica.clone());
+        let generation = generation + 1;
+        let domain = DOMAIN.into();
+        let record = ReplicationRecord {
+            domain,
+            generation,
+            role,
+        };
+        own.remember_replication(&record).unwrap();
+        replica.clone()
+    };
+    let begun = write_down(ReplicaState::FailingOver { at: 77 });
+    keeper.check();
+    assert_eq!(
+        keeper.progress().state,
+        PrimaryState::Lost { at: 77 },
+        "{at:?}"
+    );
+    if at != Interrupted::AtItsFirstWord {
+        let mut secondary = hosts.replicas.adopt(&own, &begun).unwrap();
+        secondary.set_back_durably().unwrap();
+        secondary.leave();
+    }
+    if matches!(at, Interrupted::Merged | Interrupted::SidecarKilled) {
+        write_down(ReplicaState::Merged { at: 77 });
+    }
+    if at == Interrupted::SidecarKilled {
+        hosts.signal_sidecar(Signal::KILL);
+        while hosts.replicas.is_served(DOMAIN, &begun).unwrap() {
+            std::thread::yield_now();
+        }
+    }
+    let failed_over = hosts.replicas.fail_over(DOMAIN, &Unobserved).unwrap();
+    assert_eq!((failed_over.at, failed_over.generation), (77, 2), "{at:?}");
+    assert!(
+        hosts.content_there() == kept,
+        "{at:?}: it is of another instant"
+    );
+    let (_, replica) = hosts.replica();
+    assert_eq!(replica.state, ReplicaState::FailedOver { at: 77 });
+    assert!(!hosts.replicas.is_served(DOMAIN, &replica).unwrap());
+}
+
+#[test]
+fn a_failover_that_was_interrupted_goes_on() {
+    for at in [
+        Interrupted::AtItsFirstWord,
+        Interrupted::SetBack,
+        Interrupted::Merged,
+        Interrupted::SidecarKilled,
+    ] {
+        interrupted(at);
+    }
+}
+
+/// Whose QEMU was killed has nothing to fail over to: nothing is written down, so that the primary may go on.
+#[test]
+fn without_what_was_kept_there_is_no_failover_and_the_primary_has_not_lost() {
+    let hosts = Hosts::new(&[MIB]);
+    drop(hosts.start(1, PATIENT).unwrap());
+    hosts.signal_sidecar(Signal::KILL);
+    let (_, replica) = hosts.replica();
+    while hosts.replicas.is_served(DOMAIN, &replica).unwrap() {
+        std::thread::yield_now();
+    }
+    let refused = hosts.replicas.fail_over(DOMAIN, &Unobserved).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NeedsRepair);
+    assert_eq!(hosts.replica(), (1, replica.clone()));
+    let keeper = hosts.start(2, PATIENT).unwrap();
+    let anew = hosts.replica().1;
+    assert!(anew.id != replica.id && anew.checkpoint.unwrap().number == 1);
+    let kept = hosts.lab.content();
+    drop(keeper);
+    hosts.replicas.fail_over(DOMAIN, &Unobserved).unwrap();
+    assert!(hosts.content_there() == kept);
 }
