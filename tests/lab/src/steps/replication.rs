@@ -267,7 +267,7 @@ fn breaks(context: &mut Context) -> Result<()> {
     );
     let info = hosts.wait_for_state("broken")?;
     let why = info["why"].as_str().unwrap_or_default();
-    ensure!(why.contains("silent"), "{info}");
+    ensure!(why.contains("says nothing"), "{info}");
     here.refuses(
         "replication-checkpoint {}",
         &["is broken", "replication-resume"],
