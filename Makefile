@@ -189,7 +189,7 @@ install: build capi
 	install -m 0644 $(PAGES) $(HERE)/share/man/man3/
 	install -D -m 0644 docs/man/xl-ext.8 $(HERE)/share/man/man8/xl-ext.8
 	install -d -m 0755 $(UNITS)/xendomains.service.d $(UNITS)/session-.scope.d $(HERE)/share/libxl-ext
-	for unit in restore save; do \
+	for unit in replication restore save; do \
 		sed 's|@PREFIX@|$(PREFIX)|' xl-cmd/host/xl-ext-$$unit.service.in >$(UNITS)/xl-ext-$$unit.service || exit 1; \
 	done
 	install -m 0644 xl-cmd/host/xendomains.conf $(UNITS)/xendomains.service.d/xl-ext.conf
@@ -201,7 +201,7 @@ install: build capi
 # /etc/default/xl-ext stays, if anything in it was changed.
 uninstall:
 	if cmp -s $(HERE)/share/libxl-ext/xl-ext.default $(DESTDIR)/etc/default/xl-ext; then rm $(DESTDIR)/etc/default/xl-ext; fi
-	rm -f $(UNITS)/xl-ext-restore.service $(UNITS)/xl-ext-save.service $(UNITS)/xendomains.service.d/xl-ext.conf \
+	rm -f $(UNITS)/xl-ext-replication.service $(UNITS)/xl-ext-restore.service $(UNITS)/xl-ext-save.service $(UNITS)/xendomains.service.d/xl-ext.conf \
 		$(UNITS)/session-.scope.d/xl-ext.conf $(HERE)/share/libxl-ext/xl-ext-domains.init \
 		$(HERE)/share/libxl-ext/xl-ext.default
 	rm -f $(HERE)/sbin/xl-ext $(HERE)/share/man/man8/xl-ext.8 $(PRIVATE)/libxl-ext-agent $(PRIVATE)/libxenctrl.so \

@@ -49,6 +49,9 @@ pub struct Inventory {
     pub packs: Packs,
     /// Images that other domains' snapshots need, with the domain.
     pub claimed: BTreeMap<PathBuf, String>,
+    /// What this host is to the domain's replication, in words, as long as that is not stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicated: Option<String>,
     /// Domains that have the UUID of a snapshot's domain, or of one that was saved, and are not the one of the name, by
     /// that UUID.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -330,6 +333,10 @@ pub(crate) fn observe_with(
         images,
         unreadable,
         claimed: claimed(&target.store),
+        replicated: target
+            .store
+            .replication()?
+            .and_then(|replication| replication.claim()),
         free_bytes: match asked.memory_file {
             Some(file) => free_bytes(file)?,
             None => target.store.free_bytes()?,
@@ -422,6 +429,7 @@ pub(crate) fn of_record(target: &Target, record: DomainRecord) -> Inventory {
         memory: BTreeMap::new(),
         packs: Packs::default(),
         claimed: BTreeMap::new(),
+        replicated: None,
         free_bytes: 0,
     }
 }

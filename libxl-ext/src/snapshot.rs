@@ -6,9 +6,11 @@
 mod contents;
 mod managed;
 mod pull;
+mod replication;
 
 pub use managed::{ManagedSave, RunningDomain};
 pub use pull::{PullInfo, PullProgress};
+pub use replication::{ReplicationInfo, ReplicationRequest};
 
 use crate::bundle::{self, Exported, ImportRequest, Imported};
 use crate::check::{self, Findings};
@@ -133,6 +135,9 @@ impl Host {
         let (target, lock) = self.open(domain, request, observer)?;
         if matches!(request, Request::ManagedSaveRemove) {
             self.mend_record(&target, &lock, observer)?;
+        }
+        if matches!(request, Request::ManagedStart(_)) {
+            self.require_startable(&target)?;
         }
         let plan = self.plan_for(&target, request)?;
         self.carry_out(&target, &lock, plan, observer)
@@ -293,6 +298,7 @@ impl Host {
         let named = resolve(&self.ports, &self.store, domain, Naming::Name)?;
         let lock = named.store.lock(LockWait::No)?;
         self.recover_locked(&named, &lock, observer)?;
+        self.require_startable(&named)?;
         let record = named.store.load()?;
         if record.managed.is_some() {
             return Ok(None);

@@ -3,12 +3,17 @@
 mod host;
 mod managed_save;
 mod pull;
+mod replication;
 
 pub(crate) use host::{HostShutdown, HostStart};
 pub(crate) use managed_save::{
     ManagedSave, ManagedSaveExport, ManagedSaveList, ManagedSaveRemove, ManagedSaveStatus, Start,
 };
 pub(crate) use pull::{BlockPull, BlockPullAbort, BlockPullInfo, BlockPullSetSpeed};
+pub(crate) use replication::{
+    ReplicationFailover, ReplicationKeep, ReplicationOf, ReplicationPair, ReplicationServe,
+    ReplicationStart, ReplicationStatus, ReplicationStop,
+};
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use libxl_ext::model::disk::DiskKind;
@@ -87,6 +92,25 @@ pub(crate) enum Command {
     BlockPullAbort(BlockPullAbort),
     /// Set how fast a pull is.
     BlockPullSetSpeed(BlockPullSetSpeed),
+    /// Make a key for two hosts, or carry it over from one to the other.
+    ReplicationPair(ReplicationPair),
+    /// Listen for primaries, until ^C: domains that are replicated to this host can go on here.
+    ReplicationServe(ReplicationServe),
+    /// Replicate the disks of a running domain to another host; the guest goes on.
+    ReplicationStart(ReplicationStart),
+    /// Keep a replication going that was started.
+    #[command(hide = true)]
+    ReplicationKeep(ReplicationKeep),
+    /// Make the present what the other host goes on from.
+    ReplicationCheckpoint(ReplicationOf),
+    /// Show how replications are, on either side.
+    ReplicationStatus(ReplicationStatus),
+    /// End a replication, on either side.
+    ReplicationStop(ReplicationStop),
+    /// Have a domain go on here, from its last checkpoint; its primary is cut off first.
+    ReplicationFailover(ReplicationFailover),
+    /// Go on with a replication that has broken; everything is copied again.
+    ReplicationResume(ReplicationOf),
     /// Save every running domain, since the host goes down; shut down those that do not fit.
     HostShutdown(HostShutdown),
     /// Let those that the host's shutdown saved go on, and start those of /etc/xen/auto.

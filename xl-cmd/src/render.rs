@@ -8,10 +8,11 @@ use libxl_ext::model::disk::DiskTarget;
 use libxl_ext::model::name::SnapshotId;
 use libxl_ext::model::record::{DomainRecord, MemoryProof, RecordState, SnapshotRecord};
 use libxl_ext::observe::MemoryRoom;
-use libxl_ext::snapshot::{Done, Host, ManagedSave, PullInfo};
+use libxl_ext::snapshot::{Done, Host, ManagedSave, PullInfo, ReplicationInfo};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 /// The room that each memory image takes.
 type Rooms = BTreeMap<SnapshotId, MemoryRoom>;
@@ -283,6 +284,65 @@ fn remark(record: &DomainRecord, snapshot: &SnapshotRecord) -> &'static str {
         RecordState::Complete if record.current == Some(snapshot.id) => "current",
         RecordState::Complete => "",
     }
+}
+
+/// How replications are, a paragraph for each.
+pub(crate) fn replications(infos: &[ReplicationInfo], zone: &TimeZone) -> String {
+    let mut text = String::new();
+    for info in infos {
+        let since = info
+            .since
+            .map(|since| format!(" since {}", time(since, zone)));
+        let with = match &info.peer {
+            Some(peer) => format!(" to {}", printable(peer)),
+            None => " to this host".to_owned(),
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "Domain '{}': replication{with} is {}{}",
+            printable(&info.domain),
+            info.state,
+            since.unwrap_or_default()
+        );
+        let mut row = |name: &str, value: String| {
+            let _ = writeln!(text, "  {name:<12}{value}");
+        };
+        if let Some(why) = &info.why {
+            let lines: Vec<_> = why.lines().map(|line| printable(line.trim())).collect();
+            row("Why", lines.join("; "));
+        }
+        if let Some(checkpoint) = info.checkpoint {
+            let pause = info
+                .pause_us
+                .map(|pause| Duration::from_micros(pause).as_secs_f64() * 1e3);
+            let pause = pause.map(|pause| format!(", the guest stood still for {pause:.1} ms"));
+            let at = time(checkpoint.at, zone);
+            let number = checkpoint.number;
+            row(
+                "Checkpoint",
+                format!("{number} at {at}{}", pause.unwrap_or_default()),
+            );
+        }
+        row("Generation", info.generation.to_string());
+        let disks: Vec<_> = info
+            .disks
+            .iter()
+            .map(|disk| printable(&disk.to_string()))
+            .collect();
+        row("Disks", disks.join(", "));
+        let is_over = matches!(info.state.as_str(), "stopped" | "failed over" | "lost");
+        if info.role == "secondary" && !info.is_served && !is_over {
+            row(
+                "Trouble",
+                "the QEMU that kept it is gone: it cannot fail over".to_owned(),
+            );
+        }
+    }
+    if text.is_empty() {
+        text.push_str("no replication\n");
+    }
+    text
 }
 
 fn time(seconds: u64, zone: &TimeZone) -> String {

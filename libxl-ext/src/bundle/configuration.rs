@@ -59,17 +59,10 @@ pub(super) fn rewrite(
         let disk = disk.as_object_mut().ok_or_else(no_configuration)?;
         emptied.extend(of_disk(disk, &image)?);
     }
-    let mut paths = Vec::new();
-    collect(&value, "", &mut paths);
-    for disk in &disks {
-        let mut disk = disk.clone();
-        if let Some(disk) = disk.as_object_mut() {
-            disk.remove("pdev_path");
-        }
-        collect(&disk, "disks", &mut paths);
+    if let Some(map) = value.as_object_mut().filter(|_| !disks.is_empty()) {
+        map.insert("disks".into(), Value::Array(disks));
     }
-    paths.sort();
-    paths.dedup();
+    let paths = reaching_out(&value);
     if !paths.is_empty() && !keep_paths {
         return Err(Error::new(
             ErrorKind::InvalidRequest,
@@ -80,10 +73,27 @@ pub(super) fn rewrite(
         )
         .hint("where that is the same here, and you trust who made the file, --keep-paths takes it as it is"));
     }
-    if let Some(map) = value.as_object_mut().filter(|_| !disks.is_empty()) {
-        map.insert("disks".into(), Value::Array(disks));
-    }
     Ok((value.to_string(), emptied))
+}
+
+/// What a configuration in libxl's JSON names of the host that it comes from, beside the images of its disks, or would
+/// start there.
+pub fn reaching_out(configuration: &Value) -> Vec<String> {
+    let mut rest = configuration.clone();
+    let disks = rest.as_object_mut().and_then(|map| map.remove("disks"));
+    let mut found = Vec::new();
+    collect(&rest, "", &mut found);
+    let disks = disks.as_ref().and_then(Value::as_array);
+    for disk in disks.into_iter().flatten() {
+        let mut disk = disk.clone();
+        if let Some(disk) = disk.as_object_mut() {
+            disk.remove("pdev_path");
+        }
+        collect(&disk, "disks", &mut found);
+    }
+    found.sort();
+    found.dedup();
+    found
 }
 
 /// Gives a disk its new image. Returns the virtual device of a drive that was emptied.

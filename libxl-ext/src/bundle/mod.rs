@@ -22,6 +22,7 @@ mod ranges;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use configuration::reaching_out;
 pub use import::ImportRequest;
 
 pub(crate) use export::export;

@@ -270,9 +270,9 @@ fn walk(
                 directories.insert(id, found);
             }
             _ if store::is_temporary(&name) => temporaries.push(path),
-            (_, Some("lock" | "domain" | "journal" | "present")) => {}
+            (_, Some("lock" | "domain" | "journal" | "present" | "replication")) => {}
             // Those of an import; those that are looked at by themselves.
-            (_, Some("images" | "packs")) if is_directory => {}
+            (_, Some("images" | "packs" | "replica")) if is_directory => {}
             (_, Some(kept)) if kept.starts_with("domain.damaged-") => {}
             _ => foreign.push(path),
         }

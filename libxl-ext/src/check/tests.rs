@@ -94,6 +94,7 @@ fn an_image_is_explained_by_any_record_of_the_store() {
         unreadable: std::collections::BTreeMap::new(),
         memory: std::collections::BTreeMap::new(),
         packs: crate::observe::Packs::default(),
+        replicated: None,
         claimed: crate::observe::claimed(&store.domain("g")),
         free_bytes: 0,
         off: None,

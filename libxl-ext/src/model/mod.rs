@@ -11,5 +11,6 @@ pub mod process;
 pub mod pull;
 pub(crate) mod qcow2;
 pub mod record;
+pub mod replica;
 pub mod replication;
 pub mod tree;

@@ -5,6 +5,7 @@ use super::disks::{Choice, DiskChoice};
 use super::managed_save::require_none_saved;
 use super::pull::require_none_pulled;
 use super::render::mebibytes;
+use super::replicate::require_not_replicated;
 use super::{Cost, Fresh, Operation, Plan, Step, StoreChange, disk_only};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory;
@@ -56,6 +57,7 @@ pub fn create(inventory: &Inventory, request: &CreateRequest, fresh: &Fresh) -> 
     require_unclaimed(inventory)?;
     require_none_saved(inventory)?;
     require_none_pulled(inventory)?;
+    require_not_replicated(inventory)?;
     if request.disk_only {
         return disk_only::create(inventory, request, fresh);
     }

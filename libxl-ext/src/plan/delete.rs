@@ -8,6 +8,7 @@ use super::claims::require_unclaimed;
 use super::coalesce::coalesce;
 use super::managed_save::require_none_saved;
 use super::pull::require_none_pulled;
+use super::replicate::require_not_replicated;
 use super::{Fresh, Operation, Plan, Step, StoreChange};
 use crate::error::Result;
 use crate::model::disk::{DiskKind, DiskTarget};
@@ -48,6 +49,7 @@ pub fn delete(inventory: &Inventory, request: &DeleteRequest, fresh: &Fresh) -> 
     require_unclaimed(inventory)?;
     require_none_saved(inventory)?;
     require_none_pulled(inventory)?;
+    require_not_replicated(inventory)?;
     let named = inventory.record.find(&request.name)?;
     let below = inventory.record.descendants(named.id);
     let mut plan = Plan::new(inventory, Operation::SnapshotDelete, fresh, named.name());

@@ -7,6 +7,7 @@
 use super::claims::require_unclaimed;
 use super::create::{guest_state, let_suspend, require_room};
 use super::disks::target;
+use super::replicate::require_not_replicated;
 use super::{Cost, Fresh, Memory, Operation, Plan, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory;
@@ -49,6 +50,7 @@ pub(super) fn save(
     fresh: &Fresh,
 ) -> Result<Plan> {
     require_unclaimed(inventory)?;
+    require_not_replicated(inventory)?;
     let domain = &inventory.domain;
     let live = inventory.live.as_ref().ok_or_else(|| {
         let error = Error::new(

@@ -17,6 +17,7 @@ mod edit;
 mod managed_save;
 mod pull;
 mod render;
+mod replicate;
 mod revert;
 mod step;
 #[cfg(test)]
@@ -36,6 +37,7 @@ pub use managed_save::{ManagedSaveRequest, ManagedStartRequest};
 pub(crate) use managed_save::{WAY_OUT, stale, usable};
 pub use pull::{Increment, PullChange, PullRequest, PullStep};
 pub(crate) use pull::{PullEnd, end as end_pull};
+pub(crate) use replicate::replicable;
 pub use revert::{RevertRequest, revert};
 pub use step::{Extracted, Memory, Merge, Step, StoreChange, Switch};
 

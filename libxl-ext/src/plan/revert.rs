@@ -8,6 +8,7 @@ use super::claims::require_unclaimed;
 use super::create::{guest_state, require_room};
 use super::managed_save::require_none_saved;
 use super::pull::require_none_pulled;
+use super::replicate::require_not_replicated;
 use super::ways_back::{WaysBack, same_base};
 use super::{Cost, Fresh, Memory, Operation, Plan, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
@@ -43,6 +44,7 @@ pub fn revert(inventory: &Inventory, request: &RevertRequest, fresh: &Fresh) -> 
     require_unclaimed(inventory)?;
     require_none_saved(inventory)?;
     require_none_pulled(inventory)?;
+    require_not_replicated(inventory)?;
     let record = inventory.record.find(&request.name)?;
     let Changed {
         images: changed,

@@ -6,6 +6,7 @@ mod external;
 mod force;
 mod managed;
 mod pull;
+mod replicate;
 
 use super::*;
 use crate::ErrorKind;
@@ -144,6 +145,7 @@ fn inventory(vdevs: &[&str], state: Option<DomainState>, snapshots: u128) -> Inv
         record,
         packs: Packs::default(),
         claimed: BTreeMap::new(),
+        replicated: None,
         elsewhere: BTreeMap::new(),
         free_bytes: 1000 * MIB,
     }

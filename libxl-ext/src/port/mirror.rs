@@ -203,7 +203,7 @@ impl Mirror {
         // By the disk's own node: a write that has not gone to the peer yet counts too.
         let nodes = qemu.nodes()?;
         let source = self.source(&nodes)?.node_name;
-        let command_line = format!("qemu-io {source} aio_flush");
+        let command_line = format!("qemu-io {source} length");
         self.run(&mut qemu, &HumanMonitorCommand { command_line })?;
         self.state(&mut qemu)
     }

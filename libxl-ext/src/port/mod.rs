@@ -40,7 +40,7 @@ mod xl;
 pub(crate) use mirror::{Mirror, MirrorState};
 pub use nbd::DiskContent;
 pub(crate) use nbd_peer::{ExportFacts, ask_export, feel_pulse};
-pub(crate) use proc::wait_until_closed;
+pub(crate) use proc::{is_alive, own_process, wait_until_closed};
 pub(crate) use sidecar::Sidecar;
 
 #[cfg(fuzzing)]

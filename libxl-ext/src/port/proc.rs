@@ -42,8 +42,14 @@ pub(super) fn stat(pid: i32) -> Option<(char, ProcessId)> {
     ))
 }
 
+/// This process.
+pub(crate) fn own_process() -> Option<ProcessId> {
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    stat(own).map(|(_, process)| process)
+}
+
 /// Whether a process runs, and has not ended without being waited for.
-pub(super) fn is_alive(process: ProcessId) -> bool {
+pub(crate) fn is_alive(process: ProcessId) -> bool {
     stat(process.pid).is_some_and(|(state, now)| now == process && !matches!(state, 'Z' | 'X'))
 }
 

@@ -147,8 +147,9 @@ impl Command for XenSaveDevicesState<'_> {
     type Answer = Value;
 }
 
-/// The only way to have QEMU flush an image, or drain a node: its `qemu-io` does so before and after a command, of which
-/// `aio_flush` says the least.
+/// The only way to have QEMU flush an image, or drain a node: its `qemu-io` drains it after each command, of which `length`
+/// does the least. `aio_flush`, which drains all nodes, holds the lock meanwhile that a Xen disk's thread needs to complete
+/// a request: QEMU 7.2 hangs then for good.
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct HumanMonitorCommand {

@@ -4,7 +4,7 @@
 //! It goes on when we end. Whoever comes later finds it by its directory.
 
 use super::proc;
-use super::qmp::Locked;
+use super::qmp::{HumanMonitorCommand, Locked};
 use super::qmp_wire::{Command, Terms, is_refusal};
 use super::storage_daemon::{Quit, SOCKET};
 use super::unused_node::BlockdevAdd;
@@ -380,6 +380,27 @@ impl Sidecar {
             failover: Some(true),
         })
         .map(drop)
+    }
+
+    /// Writes what it holds of a node, its tables too.
+    ///
+    /// # Errors
+    /// If it could not.
+    pub(crate) fn flush(&mut self, node_name: &str) -> Result<()> {
+        let command_line = format!("qemu-io {node_name} flush");
+        let said = self.run(&HumanMonitorCommand { command_line })?;
+        if said.trim().is_empty() {
+            return Ok(());
+        }
+        let what = format!("flush the secondary's disk {node_name}");
+        Err(Error::new(ErrorKind::Toolstack, what).because(said))
+    }
+
+    /// Lets it go on without us: it is waited for, so that it does not stay in the list of processes when it ends.
+    pub(crate) fn leave(mut self) {
+        if let Some(mut child) = self.child.take() {
+            std::thread::spawn(move || child.wait());
+        }
     }
 
     /// What QEMU says is wrong with the replication, if anything is.

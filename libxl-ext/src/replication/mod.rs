@@ -24,12 +24,27 @@
 //! | a checkpoint or `get_error` fails | the rest is not asked | the same |
 //! | nothing is registered | success | refused: nobody is to believe that something is replicated |
 
+pub mod keeper;
+mod link;
 mod ops;
+mod pair;
+mod protocol;
 pub mod qdisk;
 mod registry;
+mod relay;
+mod remote;
+mod replica;
+mod serve;
 #[cfg(test)]
 mod tests;
+mod tunnel;
 
 pub use crate::types::ReplicationMode as Mode;
 pub use ops::ReplicationOps;
+pub use pair::{Key, Pair, Pairs, TEXT_MAX};
+pub use protocol::Seen;
 pub use registry::{Phase, Registry, StateId};
+pub use remote::ask_secondary;
+pub(crate) use remote::close_secondary;
+pub use replica::{FailedOver, RUN_DIRECTORY, Replicas};
+pub use serve::Server;

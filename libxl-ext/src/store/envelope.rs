@@ -42,6 +42,10 @@ impl Envelope {
     pub const SNAPSHOT: Self = Self { kind: "snapshot" };
     /// The copy of what it says beside its snapshots.
     pub const PRESENT: Self = Self { kind: "present" };
+    /// What is remembered of a domain's replication.
+    pub(crate) const REPLICATION: Self = Self {
+        kind: "replication",
+    };
     /// The first member of a bundle.
     pub const BUNDLE: Self = Self { kind: "bundle" };
     /// The last member of a bundle.

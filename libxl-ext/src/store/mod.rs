@@ -5,6 +5,8 @@
 //!                         /domain         the record: all snapshots of the domain
 //!                         /journal        what an operation in progress intended and did
 //!                         /present        a copy of what the record says beside its snapshots
+//!                         /replication    what this host is to the domain's replication
+//!                         /replica/       images and buffers of a secondary
 //!                         /packs/<id>     pages of memory that were new with a snapshot
 //!                         /<id>/memory    a memory image
 //!                         /<id>/snapshot  a copy of what the record says of the snapshot
@@ -15,6 +17,7 @@ pub(crate) mod atomic;
 mod copies;
 mod envelope;
 mod lock;
+mod replication;
 pub(crate) mod room;
 
 pub use copies::{PresentCopy, SnapshotCopy};
@@ -179,7 +182,9 @@ impl DomainStore {
 
     /// Whether anything is kept for the domain.
     pub fn exists(&self) -> bool {
-        atomic::is_there(&self.record_path()) || self.has_journal()
+        atomic::is_there(&self.record_path())
+            || self.has_journal()
+            || atomic::is_there(&self.replication_path())
     }
 
     /// Whether an operation is in progress, or was interrupted.
@@ -359,6 +364,18 @@ impl DomainStore {
         self.ensure_directory()?;
         DomainLock::take(&self.directory.join("lock"), &self.name, wait)
     }
+}
+
+/// Replaces a file by one that is root's alone, in a directory that is made private, so that a crash leaves the old one or
+/// the new one.
+///
+/// # Errors
+/// [`ErrorKind::Io`] or [`ErrorKind::NoSpace`].
+pub fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
+    if let Some(directory) = path.parent() {
+        private_directory(directory)?;
+    }
+    atomic::replace(path, content)
 }
 
 /// Bytes that can still be written where a file or directory is, or will be.

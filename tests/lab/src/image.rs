@@ -22,6 +22,8 @@ const PACKAGES: &[&str] = &[
     "xen-hypervisor-4.17-amd64",
     "xen-utils-4.17",
     "qemu-system-xen",
+    // The secondary's side of a replication: that of Xen has no replication driver.
+    "qemu-system-x86",
     "qemu-utils",
     "openssh-server",
     "procps",

@@ -6,6 +6,8 @@ mod disks;
 pub(crate) mod dry_run;
 mod real;
 
+pub(crate) use disks::specification_of;
+
 use disks::ForCreate;
 use libxl_ext::store::DEFAULT_ROOT;
 use libxl_ext::{Error, ErrorKind, Result};
@@ -170,6 +172,7 @@ fn understand(arguments: &[OsString]) -> Invocation {
     if command.starts_with("snapshot-")
         || command.starts_with("managed-save")
         || command.starts_with("block-pull")
+        || command.starts_with("replication-")
         || command == "start"
     {
         let has = |letter: u8| {
@@ -189,7 +192,9 @@ fn understand(arguments: &[OsString]) -> Invocation {
             "start",
             "block-pull",
         ];
-        let changes = changes.iter().any(|verb| command.ends_with(verb));
+        // Replication has no dry run, so that word is refused there.
+        let changes = changes.iter().any(|verb| command.ends_with(verb))
+            || (command.starts_with("replication-") && command != "replication-status");
         ours.extend((has(b'N') && changes).then(|| "--plan".into()));
         ours.extend_from_slice(&arguments[options + 1..]);
         return Invocation::Ours(ours);

@@ -12,6 +12,7 @@ mod info;
 mod list;
 mod managed_save;
 mod pull;
+mod replication;
 mod revert;
 mod verify;
 
@@ -72,6 +73,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Answer> {
         Command::BlockPullInfo(args) => pull::info(&context, args),
         Command::BlockPullAbort(args) => pull::abort(&context, args),
         Command::BlockPullSetSpeed(args) => pull::set_speed(&context, args),
+        Command::ReplicationPair(args) => replication::pair(&context, args),
+        Command::ReplicationServe(args) => replication::serve(&context, args),
+        Command::ReplicationStart(args) => replication::start(&context, args),
+        Command::ReplicationKeep(args) => replication::keep(&context, args),
+        Command::ReplicationCheckpoint(args) => replication::checkpoint(&context, args),
+        Command::ReplicationStatus(args) => replication::status(&context, args),
+        Command::ReplicationStop(args) => replication::stop(&context, args),
+        Command::ReplicationFailover(args) => replication::fail_over(&context, args),
+        Command::ReplicationResume(args) => replication::resume(&context, args),
         Command::HostShutdown(args) => host::shutdown(&context, args),
         Command::HostStart(args) => host::start(&context, args),
         Command::SnapshotExportMemory(args) => export_memory::run(&context, args),

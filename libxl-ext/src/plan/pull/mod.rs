@@ -11,6 +11,7 @@ pub use step::{PullChange, PullStep};
 use super::claims::require_unclaimed;
 use super::disks::require_as_recorded;
 use super::managed_save::require_none_saved;
+use super::replicate::require_not_replicated;
 use super::revert::collect_garbage;
 use super::{Fresh, Operation, Plan, Step, StoreChange};
 use crate::error::{Error, ErrorKind, Result};
@@ -75,6 +76,7 @@ pub(crate) enum PullEnd {
 pub(super) fn pull(inventory: &Inventory, request: &PullRequest, fresh: &Fresh) -> Result<Plan> {
     require_unclaimed(inventory)?;
     require_none_saved(inventory)?;
+    require_not_replicated(inventory)?;
     let disk = disk::find(inventory, &request.disk)?;
     let own = disk::facts(inventory, &disk.image)?;
     require_as_recorded(inventory, &disk)?;

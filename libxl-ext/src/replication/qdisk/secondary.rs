@@ -33,7 +33,7 @@ pub struct Secondary {
 
 /// How far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+pub(crate) enum Stage {
     /// Nothing runs.
     Off,
     /// It takes what the primary writes, and keeps nothing of what that overwrites: it is of no instant.
@@ -69,6 +69,30 @@ impl Secondary {
         })
     }
 
+    /// One that an earlier process has started, at a stage that was written down. Its QEMU may have ended since.
+    ///
+    /// # Errors
+    /// As [`Secondary::new`]; if what is written down of the QEMU cannot be read.
+    pub(crate) fn adopt(
+        disks: Vec<DiskTarget>,
+        address: NbdAddress,
+        [directory, buffers]: [PathBuf; 2],
+        limits: Limits,
+        stage: Stage,
+    ) -> Result<Self> {
+        let mut adopted = Self::new(disks, address, directory, buffers, limits)?;
+        adopted.sidecar = Sidecar::find(&adopted.directory, limits.answer)?;
+        adopted.stage = stage;
+        Ok(adopted)
+    }
+
+    /// Lets its QEMU go on, for whoever adopts it.
+    pub(crate) fn leave(self) {
+        if let Some(sidecar) = self.sidecar {
+            sidecar.leave();
+        }
+    }
+
     /// The QEMU that serves, if it should run.
     fn sidecar(&mut self) -> Result<&mut Sidecar> {
         self.sidecar.as_mut().ok_or_else(|| {
@@ -78,7 +102,7 @@ impl Secondary {
     }
 
     /// Whether that QEMU still runs.
-    fn is_served(&mut self) -> bool {
+    pub(crate) fn is_served(&mut self) -> bool {
         self.sidecar.as_mut().is_some_and(Sidecar::is_alive)
     }
 
@@ -158,6 +182,28 @@ impl Secondary {
             }
             std::thread::sleep(LOOK_EVERY);
         }
+        Ok(())
+    }
+
+    /// The first half of a failover: the primary is cut off, and the disks are those of the last checkpoint, on the disk,
+    /// whatever becomes of the QEMU that serves.
+    pub(crate) fn set_back_durably(&mut self) -> Result<()> {
+        self.set_back()?;
+        for at in 0..self.disks.len() {
+            self.sidecar()?.flush(&graph::disk_node(at))?;
+        }
+        for disk in &self.disks {
+            QemuImg.make_durable(&disk.image)?;
+        }
+        Ok(())
+    }
+
+    /// The second half: nobody has the disks open any more.
+    pub(crate) fn let_go(&mut self) -> Result<()> {
+        if self.is_served() {
+            return self.close();
+        }
+        self.forget();
         Ok(())
     }
 
@@ -301,7 +347,7 @@ pub fn end_left_over(directory: &Path, limits: Limits) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn wrong_mode(mode: Mode) -> Error {
+pub(in crate::replication) fn wrong_mode(mode: Mode) -> Error {
     let what = format!("a disk of the other side cannot be started as {mode}");
     Error::new(ErrorKind::InvalidRequest, what)
         .hint("the two sides are sets of their own: register them with two registries")

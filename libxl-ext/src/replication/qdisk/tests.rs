@@ -6,3 +6,4 @@ mod lab;
 mod life;
 
 use lab::{Lab, MIB};
+mod wire;

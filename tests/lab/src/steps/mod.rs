@@ -10,6 +10,7 @@ mod managed_save;
 mod managed_save_host;
 mod memory;
 mod power;
+mod replication;
 mod save;
 mod small_store;
 mod snapshot;
@@ -42,6 +43,7 @@ const FIRST: &[&str] = &[
     "ts-external-deletes-merge-while-the-guest-runs",
     "ts-managed-save-goes-on",
     "ts-block-pull-by-increments",
+    "ts-replication-fails-over-to-the-last-checkpoint",
     "ts-capi-create-revert-delete",
     "ts-memory-is-kept-once",
     "ts-external-raw-disk-that-looks-like-qcow2",
@@ -87,6 +89,7 @@ fn by_feature() -> impl Iterator<Item = &'static Step> {
         snapshot_broken::STEPS,
         block_pull::STEPS,
         block_pull_interrupted::STEPS,
+        replication::STEPS,
         managed_save::STEPS,
         capi::STEPS,
         managed_save_host::STEPS,
