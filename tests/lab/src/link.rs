@@ -53,7 +53,7 @@ impl Link {
     }
 
     /// QEMU's arguments for it.
-    pub(crate) fn arguments(&self) -> [String; 4] {
+    pub(crate) fn arguments(self) -> [String; 4] {
         let Self {
             address,
             port,
@@ -73,7 +73,7 @@ impl Link {
     }
 
     /// The script that brings it up in dom0.
-    pub(crate) fn bring_up(&self) -> String {
+    pub(crate) fn bring_up(self) -> String {
         format!(
             "ip address replace {}/24 dev eth1 && ip link set eth1 up",
             self.address

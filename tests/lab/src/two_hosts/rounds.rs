@@ -116,7 +116,7 @@ impl Rounds {
         let started = hosts.lab_mut(here).switch_on()?;
 
         // Every second time of those that may, all is left to the one command.
-        let is_started_by_it = matches!(kind, Kind::Interval) && number % 2 == 0;
+        let is_started_by_it = matches!(kind, Kind::Interval) && number.is_multiple_of(2);
         let begun = Instant::now();
         let product = hosts.product(there, NAME);
         product.run(if is_started_by_it {
