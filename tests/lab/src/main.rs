@@ -177,6 +177,9 @@ enum Verb {
         /// What the moments are made of; another one each time
         #[arg(long)]
         seed: Option<u64>,
+        /// Leave the labs NAME-a and NAME-b running at the end, and use them again if they do
+        #[arg(long, value_name = "NAME")]
+        keep: Option<String>,
         /// Only the scenarios whose name contains this: silent-or-cut-off, full, own-disk, power-cuts
         filters: Vec<String>,
         /// Where the logs go when something is wrong
@@ -304,6 +307,7 @@ fn run(verb: Verb) -> Result<u8> {
             stage,
             rounds,
             seed,
+            keep,
             filters,
             logs,
             machine,
@@ -314,6 +318,7 @@ fn run(verb: Verb) -> Result<u8> {
                 rounds,
                 seed: seed.unwrap_or_else(power_cuts::any_seed),
                 filters,
+                keep,
             },
             &logs,
         )?,

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-pub(super) const COPY: &str = "replication-start, 40 MiB";
+pub(super) const COPY: &str = "replication-start, 20 MiB";
 pub(super) const PAUSE: &str = "pause of a checkpoint";
 pub(super) const CHECKPOINT: &str = "replication-checkpoint";
 pub(super) const FAILOVER: &str = "replication-failover";
-pub(super) const ANSWERS: &str = "failover until the guest answers";
+pub(super) const ANSWERS: &str = "failover, until the guest answers";
 pub(super) const ROUND: &str = "round";
 pub(super) const HELD_UP: &str = "write beside a silent secondary";
 

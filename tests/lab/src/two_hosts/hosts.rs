@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::LIMIT;
 use super::sequence::VDEVS;
-use crate::guest::Guest;
+use crate::guest::{self, Guest};
 use crate::host::{BootOptions, Lab};
 use crate::link::Link;
 use crate::logs;
@@ -53,8 +53,8 @@ pub(super) struct Hosts([Lab; 2]);
 
 impl Hosts {
     /// Made, and switched off.
-    pub(super) fn new(options: BootOptions) -> Result<Self> {
-        let name = |side: Side| format!("two-{}-{}", std::process::id(), side.name());
+    pub(super) fn new(name: &str, options: BootOptions) -> Result<Self> {
+        let name = |side: Side| format!("{name}-{}", side.name());
         let [left, right] = Link::pair()?;
         let make = |side, link| {
             let link = Some(link);
@@ -63,12 +63,36 @@ impl Hosts {
         Ok(Self([make(Side::A, left)?, make(Side::B, right)?]))
     }
 
-    /// Boots both, and sets them up.
-    pub(super) fn boot(&mut self, stage: &Path) -> Result<()> {
+    /// Those that were kept, if both run.
+    pub(super) fn attach(name: &str) -> Option<Self> {
+        let lab = |side: Side| Lab::attach(&format!("{name}-{}", side.name())).ok();
+        let labs = [lab(Side::A)?, lab(Side::B)?];
+        labs.iter().all(Lab::is_running).then_some(Self(labs))
+    }
+
+    /// Boots both.
+    pub(super) fn boot(&mut self) -> Result<()> {
         let [a, b] = &mut self.0;
         let started = [a.switch_on()?, b.switch_on()?];
         a.wait_up(started[0])?;
-        b.wait_up(started[1])?;
+        b.wait_up(started[1])
+    }
+
+    /// Removes what an earlier run left on them.
+    pub(super) fn clear(&self) -> Result<()> {
+        for lab in &self.0 {
+            // The brackets keep pkill from finding this very script.
+            lab.run(&format!(
+                "systemctl stop xl-ext-replication; pkill -9 -f '[r]eplication-keep'; pkill -9 -f '[x]l-ext-repl-'; \
+                 rm -rf {STORE} {XL} /run/xen/xl-ext-*"
+            ))?;
+            guest::destroy_all(lab)?;
+        }
+        Ok(())
+    }
+
+    /// Both have the product of `stage` and a key, and listen.
+    pub(super) fn set_up(&self, stage: &Path) -> Result<()> {
         for lab in &self.0 {
             lab.install(stage)?;
             lab.run(&format!(
@@ -80,7 +104,7 @@ impl Hosts {
         let key = a.run("replication-pair --export - racks")?;
         let import = b.command("replication-pair --import -");
         self.lab(Side::B)
-            .run(&format!("{import} <<'KEY'\n{key}\nKEY"))?;
+            .run(&format!("{import} <<'KEY'\n{}\nKEY", key.trim()))?;
         for side in [Side::A, Side::B] {
             self.lab(side)
                 .run("systemctl enable -q --now xl-ext-replication && sync")?;

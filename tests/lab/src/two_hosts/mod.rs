@@ -17,6 +17,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::guest;
 use crate::host::BootOptions;
+use crate::qemu::Lifetime;
 use figures::Figures;
 use hosts::{Hosts, Side};
 
@@ -32,6 +33,8 @@ pub struct Wanted {
     pub seed: u64,
     /// Parts of the names of scenarios; none for all of them.
     pub filters: Vec<String>,
+    /// The name of labs that are left running at the end, and used again if they are there.
+    pub keep: Option<String>,
 }
 
 type Scenario = fn(&mut Hosts, &mut Figures) -> Result<()>;
@@ -62,22 +65,36 @@ pub fn run(stage: &Path, machine: BootOptions, wanted: &Wanted, logs: &Path) -> 
         "nothing is called like that; there are {}, {POWER_CUTS}",
         names.join(", ")
     );
-    let mut hosts = Hosts::new(machine)?;
-    let done = run_on(&mut hosts, stage, wanted, &is_wanted);
+    let kept = wanted.keep.as_deref().and_then(Hosts::attach);
+    let is_kept = kept.is_some();
+    let mut hosts = match (kept, &wanted.keep) {
+        (Some(kept), _) => kept,
+        (None, Some(name)) => {
+            let lifetime = Lifetime::Detached;
+            Hosts::new(
+                name,
+                BootOptions {
+                    lifetime,
+                    ..machine
+                },
+            )?
+        }
+        (None, None) => Hosts::new(&format!("two-{}", std::process::id()), machine)?,
+    };
+    let ready = if is_kept { hosts.clear() } else { hosts.boot() };
+    let done = ready
+        .and_then(|()| hosts.set_up(stage))
+        .and_then(|()| run_on(&mut hosts, wanted, &is_wanted));
     if done.is_err() {
         hosts.keep_logs(&logs.join("two-hosts"));
     }
-    hosts.destroy()?;
+    if wanted.keep.is_none() {
+        hosts.destroy()?;
+    }
     done
 }
 
-fn run_on(
-    hosts: &mut Hosts,
-    stage: &Path,
-    wanted: &Wanted,
-    is_wanted: &dyn Fn(&str) -> bool,
-) -> Result<()> {
-    hosts.boot(stage)?;
+fn run_on(hosts: &mut Hosts, wanted: &Wanted, is_wanted: &dyn Fn(&str) -> bool) -> Result<()> {
     let mut figures = Figures::default();
     for (name, scenario) in SCENARIOS {
         if !is_wanted(name) {

@@ -1,5 +1,5 @@
-//! The primary's power is cut, again and again. The other host fails over, and is the primary of the next round; the old one
-//! comes back, finds that it has lost, and is the secondary.
+//! The primary's power is cut, again and again, while each of three domains is at something else. They fail over to the other
+//! host, which is the primary of the next round; the old one comes back, finds that it has lost, and is the secondary.
 
 use std::fmt::Write as _;
 use std::thread;
@@ -15,16 +15,16 @@ use crate::guest::{Guest, GuestSpec, Mark, image_sum};
 use crate::random::Random;
 use crate::ssh::quote;
 
-/// The guest's name.
-const NAME: &str = "rounds";
+/// The guests' names.
+const NAMES: [&str; 3] = ["rounds-1", "rounds-2", "rounds-3"];
 
-/// Sizes of its disks, in MiB.
-const SIZES: [u32; 2] = [24, 16];
+/// Sizes of the disks of each, in MiB.
+const SIZES: [u32; 2] = [12, 8];
 
 /// How many batches of writes a script has before it.
 const BATCHES: u64 = 60;
 
-/// When the power goes.
+/// What is done with a domain when the power goes.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     /// While the guest writes on after a checkpoint, which the disks have to be as to the byte.
@@ -53,72 +53,186 @@ enum Expected {
     Heard(Vec<String>),
 }
 
-struct Rounds {
-    random: Random,
-    primary: Side,
-    /// The configuration file that the guest was started with last, on each host.
+struct Domain {
+    name: &'static str,
+    /// The configuration file that it was started with last, on each host.
     configs: [String; 2],
-    /// What the disks held when the guest was started last, or at the last point.
+    /// What the disks held when it was started last, or at the last point.
     places: Places,
     /// The number of the next write: none is given twice.
     next: u64,
 }
 
+struct Rounds {
+    random: Random,
+    primary: Side,
+    domains: [Domain; 3],
+}
+
 /// Cuts the power so many times.
 pub(super) fn run(hosts: &mut Hosts, rounds: u32, seed: u64, figures: &mut Figures) -> Result<()> {
     println!("      seed {seed}");
-    let spec = GuestSpec::pv(NAME).disks(&SIZES);
-    Guest::create(hosts.lab(Side::A), &spec)?;
-    // It has to be there after the cut.
+    for name in NAMES {
+        Guest::create(hosts.lab(Side::A), &GuestSpec::pv(name).disks(&SIZES))?;
+    }
+    // They have to be there after the cut.
     hosts.lab(Side::A).run("sync")?;
     let mut all = Rounds {
         random: Random::new(seed),
         primary: Side::A,
-        configs: [spec.config_path(), Hosts::config_after_failover(NAME)],
-        places: Places::empty(),
-        next: 1,
+        domains: NAMES.map(|name| Domain {
+            name,
+            configs: [
+                GuestSpec::pv(name).config_path(),
+                Hosts::config_after_failover(name),
+            ],
+            places: Places::empty(),
+            next: 1,
+        }),
     };
     for number in 0..rounds {
         let begun = Instant::now();
-        let said = all
-            .round(hosts, number, figures)
+        println!(
+            "      {:3}  the power of {} is cut",
+            number + 1,
+            all.primary.name()
+        );
+        all.round(hosts, number, figures)
             .with_context(|| format!("round {} of seed {seed}", number + 1))?;
         figures.add(ROUND, begun.elapsed());
-        println!(
-            "      {:3}  {said}, round {:.0} s",
-            number + 1,
-            begun.elapsed().as_secs_f64()
-        );
     }
     println!(
-        "PASS  power-cuts: {rounds}, seed {seed}: each time the disks were those of the last checkpoint"
+        "PASS  power-cuts: {rounds}, and {} failovers, seed {seed}: each time the disks were those of the last checkpoint",
+        rounds as usize * NAMES.len()
     );
     Ok(())
 }
 
 impl Rounds {
-    fn round(&mut self, hosts: &mut Hosts, number: u32, figures: &mut Figures) -> Result<String> {
-        let kind = Kind::ALL[number as usize % Kind::ALL.len()];
+    fn round(&mut self, hosts: &mut Hosts, number: u32, figures: &mut Figures) -> Result<()> {
         let (here, there) = (self.primary, self.primary.other());
-        let mut options = format!("--heartbeat {HEARTBEAT_MS}");
-        if matches!(kind, Kind::Interval) {
-            let _ = write!(options, " --interval {}", 1500 + self.random.below(2500));
+        let kinds: [Kind; 3] =
+            std::array::from_fn(|at| Kind::ALL[(at + number as usize) % Kind::ALL.len()]);
+        for (domain, kind) in self.domains.iter().zip(kinds) {
+            let mut options = format!("--heartbeat {HEARTBEAT_MS}");
+            if matches!(kind, Kind::Interval) {
+                let _ = write!(options, " --interval {}", 1500 + self.random.below(2500));
+            }
+            let config = &domain.configs[here as usize];
+            figures.add(COPY, hosts.start(here, domain.name, config, &options)?);
         }
-        let config = self.configs[here as usize].clone();
-        figures.add(COPY, hosts.start(here, NAME, &config, &options)?);
-        let before = hosts.info(there, NAME)?;
-        ensure!(before["state"] == "replicating", "{before}");
-        let expected = match kind {
-            Kind::After => self.after(hosts, figures)?,
-            Kind::During => self.during(hosts, figures)?,
-            Kind::Interval => self.interval(hosts)?,
-        };
+        let expected = self.cut(hosts, kinds, figures)?;
         let started = hosts.lab_mut(here).switch_on()?;
+        for ((domain, kind), expected) in self.domains.iter_mut().zip(kinds).zip(&expected) {
+            // Every second time of those that may, all is left to the one command.
+            let is_started_by_it = matches!(kind, Kind::Interval) && number.is_multiple_of(2);
+            let found = domain
+                .goes_on(hosts, there, expected, is_started_by_it, figures)
+                .with_context(|| format!("{}, {kind:?}", domain.name))?;
+            println!("           {kind:?}: {found}");
+        }
+        hosts.lab_mut(here).wait_up(started)?;
+        hosts.wait_listening(here)?;
+        for (at, domain) in self.domains.iter_mut().enumerate() {
+            let how = (at + number as usize) % 4;
+            let first = domain.finds_that_it_has_lost(hosts, here, how, at == 0)?;
+            println!("           {first}");
+            domain.configs[there as usize] = Hosts::config_after_failover(domain.name);
+        }
+        self.primary = there;
+        Ok(())
+    }
 
-        // Every second time of those that may, all is left to the one command.
-        let is_started_by_it = matches!(kind, Kind::Interval) && number.is_multiple_of(2);
+    /// Has every domain come to where it has to be, and cuts the power.
+    fn cut(
+        &mut self,
+        hosts: &mut Hosts,
+        kinds: [Kind; 3],
+        figures: &mut Figures,
+    ) -> Result<[Expected; 3]> {
+        let here = self.primary;
+        let mut expected = [const { Vec::new() }; 3];
+        let mut takes = Duration::ZERO;
+        for ((domain, kind), points) in self.domains.iter_mut().zip(kinds).zip(&mut expected) {
+            let guest = hosts.guest(here, domain.name);
+            if matches!(kind, Kind::Interval) {
+                guest.mark_disks(true)?;
+                continue;
+            }
+            let sums = domain.point(&guest, &mut self.random)?;
+            let (point, took) = domain.checkpoint(hosts, here, sums, figures)?;
+            let checkpoint = point.checkpoint + 1;
+            points.push(point);
+            takes = took;
+            if matches!(kind, Kind::During) {
+                let sums = domain.point(&guest, &mut self.random)?;
+                points.push(Point {
+                    checkpoint,
+                    places: domain.places.clone(),
+                    sums,
+                });
+            } else {
+                guest.mark_disks(true)?;
+            }
+        }
+        let mut scripts = Vec::new();
+        for (domain, kind) in self.domains.iter_mut().zip(kinds) {
+            let (script, beginning) = match kind {
+                Kind::After => (domain.writing(hosts, here)?, "wrote"),
+                Kind::Interval => (domain.writing(hosts, here)?, "at "),
+                Kind::During => continue,
+            };
+            let mut script = Script::begin(hosts.lab(here), &script)?;
+            script.hear(beginning)?;
+            scripts.push((domain.name, script));
+        }
+        thread::sleep(Duration::from_millis(self.random.below(8000)));
+        for (domain, _) in self
+            .domains
+            .iter()
+            .zip(kinds)
+            .filter(|(_, kind)| matches!(kind, Kind::During))
+        {
+            let product = hosts.product(here, domain.name);
+            let command = product.command("replication-checkpoint {}");
+            let script = format!("echo begin; {command}; echo done");
+            let mut script = Script::begin(hosts.lab(here), &script)?;
+            script.hear("begin")?;
+            scripts.push((domain.name, script));
+        }
+        thread::sleep(takes.mul_f64(self.random.fraction()));
+        hosts.lab_mut(here).power_cut()?;
+        let mut heard: Vec<_> = scripts
+            .into_iter()
+            .map(|(name, script)| (name, script.end()))
+            .collect();
+        let mut of = |name: &str| {
+            let at = heard.iter().position(|(whose, _)| *whose == name);
+            at.map_or_else(Vec::new, |at| heard.swap_remove(at).1)
+        };
+        let mut all = self.domains.iter().zip(kinds).zip(expected);
+        Ok(std::array::from_fn(|_| match all.next() {
+            Some(((domain, Kind::Interval), _)) => Expected::Heard(of(domain.name)),
+            Some((_, points)) => Expected::Points(points),
+            None => Expected::Points(Vec::new()),
+        }))
+    }
+}
+
+impl Domain {
+    /// It fails over, its disks are as they have to be, and it answers there. What was found is said.
+    fn goes_on(
+        &mut self,
+        hosts: &Hosts,
+        there: Side,
+        expected: &Expected,
+        is_started_by_it: bool,
+        figures: &mut Figures,
+    ) -> Result<String> {
+        let product = hosts.product(there, self.name);
+        let before = hosts.info(there, self.name)?;
+        ensure!(before["state"] == "replicating", "{before}");
         let begun = Instant::now();
-        let product = hosts.product(there, NAME);
         product.run(if is_started_by_it {
             "replication-failover --keep-paths {}"
         } else {
@@ -127,40 +241,33 @@ impl Rounds {
         if !is_started_by_it {
             figures.add(FAILOVER, begun.elapsed());
         }
-        let found = self.check(hosts, &expected, is_started_by_it)?;
-        let starting = Instant::now();
+        let found = self.check(hosts, there, expected, is_started_by_it)?;
         if !is_started_by_it {
-            let created = hosts.create(there, &Hosts::config_after_failover(NAME))?;
+            let created = hosts.create(there, &Hosts::config_after_failover(self.name))?;
             ensure!(created.status == 0, "{}", created.stderr);
         }
-        hosts.guest(there, NAME).wait_ready()?;
-        if !is_started_by_it {
-            figures.add(ANSWERS, starting.elapsed());
+        hosts.guest(there, self.name).wait_ready()?;
+        if is_started_by_it {
+            figures.add(ANSWERS, begun.elapsed());
         }
         let generation = |info: &serde_json::Value| info["generation"].as_u64();
-        let after = hosts.info(there, NAME)?;
+        let after = hosts.info(there, self.name)?;
         ensure!(
             after["state"] == "failed over" && generation(&after) > generation(&before),
             "{before}, {after}"
         );
-
-        hosts.lab_mut(here).wait_up(started)?;
-        hosts.wait_listening(here)?;
-        let first = self.finds_that_it_has_lost(hosts, number)?;
-        self.primary = there;
-        self.configs[there as usize] = Hosts::config_after_failover(NAME);
-        Ok(format!("{kind:?} on {}: {found}; {first}", here.name()))
+        Ok(found)
     }
 
     /// Has the guest write, and stand still.
-    fn point(&mut self, guest: &Guest<'_>) -> Result<[String; 2]> {
+    fn point(&mut self, guest: &Guest<'_>, random: &mut Random) -> Result<[String; 2]> {
         guest.mark_disks(false)?;
         for _ in 0..2 {
             self.places.ask(guest, self.next)?;
             self.next += BATCH;
         }
         let word = format!("point-{}", self.next);
-        let place = 4 + u32::try_from(self.random.below(6)).unwrap_or(0);
+        let place = 4 + u32::try_from(random.below(3)).unwrap_or(0);
         for vdev in VDEVS {
             guest.write(vdev, place, 2, &word)?;
         }
@@ -171,14 +278,15 @@ impl Rounds {
     }
 
     fn checkpoint(
-        &mut self,
+        &self,
         hosts: &Hosts,
+        here: Side,
         sums: [String; 2],
         figures: &mut Figures,
     ) -> Result<(Point, Duration)> {
         let begun = Instant::now();
         let made = hosts
-            .product(self.primary, NAME)
+            .product(here, self.name)
             .run("replication-checkpoint --json {}")?;
         let took = begun.elapsed();
         let made: serde_json::Value = serde_json::from_str(&made)?;
@@ -199,14 +307,16 @@ impl Rounds {
     }
 
     /// A script that has the guest write on; after each batch it says so, and how the replication is.
-    fn writing(&mut self, hosts: &Hosts) -> Result<Script> {
-        let product = hosts.product(self.primary, NAME);
-        let status = product.command("replication-status --json {}");
+    fn writing(&mut self, hosts: &Hosts, here: Side) -> Result<String> {
+        let name = self.name;
+        let status = hosts
+            .product(here, name)
+            .command("replication-status --json {}");
         let mut script = String::new();
         for _ in 0..BATCHES {
             let _ = writeln!(
                 script,
-                "guest-ask {NAME} 240 {} >/dev/null && echo wrote {} || exit\n\
+                "guest-ask {name} 240 {} >/dev/null && echo wrote {} || exit\n\
                  {status} | sed -n 's/.*\"number\": \\([0-9]*\\).*/at \\1/p'",
                 quote(&Places::request(self.next)),
                 self.next + BATCH - 1
@@ -214,65 +324,21 @@ impl Rounds {
             self.next += BATCH;
         }
         // As a file, since it is longer than an argument should be.
-        let lab = hosts.lab(self.primary);
-        lab.put_text(&script, "/run/writing")?;
-        Script::begin(lab, "sh /run/writing")
-    }
-
-    fn wait_and_cut(hosts: &mut Hosts, side: Side, wait: Duration) -> Result<()> {
-        thread::sleep(wait);
-        hosts.lab_mut(side).power_cut()
-    }
-
-    fn after(&mut self, hosts: &mut Hosts, figures: &mut Figures) -> Result<Expected> {
-        let guest = hosts.guest(self.primary, NAME);
-        let sums = self.point(&guest)?;
-        let (point, _) = self.checkpoint(hosts, sums, figures)?;
-        guest.mark_disks(true)?;
-        let mut script = self.writing(hosts)?;
-        script.hear("wrote")?;
-        let wait = Duration::from_millis(self.random.below(4000));
-        Self::wait_and_cut(hosts, self.primary, wait)?;
-        drop(script);
-        Ok(Expected::Points(vec![point]))
-    }
-
-    fn during(&mut self, hosts: &mut Hosts, figures: &mut Figures) -> Result<Expected> {
-        let guest = hosts.guest(self.primary, NAME);
-        let sums = self.point(&guest)?;
-        let (earlier, took) = self.checkpoint(hosts, sums, figures)?;
-        let sums = self.point(&guest)?;
-        let later = Point {
-            checkpoint: earlier.checkpoint + 1,
-            places: self.places.clone(),
-            sums,
-        };
-        let command = hosts
-            .product(self.primary, NAME)
-            .command("replication-checkpoint {}");
-        let script = format!("echo begin; {command}; echo done");
-        let mut script = Script::begin(hosts.lab(self.primary), &script)?;
-        script.hear("begin")?;
-        let wait = took.mul_f64(self.random.fraction());
-        Self::wait_and_cut(hosts, self.primary, wait)?;
-        drop(script);
-        Ok(Expected::Points(vec![earlier, later]))
-    }
-
-    fn interval(&mut self, hosts: &mut Hosts) -> Result<Expected> {
-        hosts.guest(self.primary, NAME).mark_disks(true)?;
-        let mut script = self.writing(hosts)?;
-        script.hear("at ")?;
-        let wait = Duration::from_millis(2000 + self.random.below(10_000));
-        Self::wait_and_cut(hosts, self.primary, wait)?;
-        Ok(Expected::Heard(script.end()))
+        let file = format!("/run/writing-{name}");
+        hosts.lab(here).put_text(&script, &file)?;
+        Ok(format!("sh {file}"))
     }
 
     /// Compares the disks of the other host with what they may be, and says what was found.
-    fn check(&mut self, hosts: &Hosts, expected: &Expected, is_running: bool) -> Result<String> {
-        let there = self.primary.other();
+    fn check(
+        &mut self,
+        hosts: &Hosts,
+        there: Side,
+        expected: &Expected,
+        is_running: bool,
+    ) -> Result<String> {
         let lab = hosts.lab(there);
-        let (images, number) = images(&hosts.product(there, NAME))?;
+        let (images, number) = images(&hosts.product(there, self.name))?;
         let places = Places::read(lab, &images)?;
         let said = match expected {
             Expected::Points(points) => {
@@ -312,64 +378,72 @@ impl Rounds {
         Ok(said)
     }
 
-    /// The old primary is asked in different orders, also where stock xl, which asks nobody, has started the domain. What it
-    /// was asked first is said.
-    fn finds_that_it_has_lost(&self, hosts: &Hosts, number: u32) -> Result<&'static str> {
-        let here = self.primary;
-        let product = hosts.product(here, NAME);
+    /// The old primary is asked first in one of four ways, of which one is after stock xl, which asks nobody, has started the
+    /// domain; and then, if that is wanted, in all. What came of the first is said.
+    fn finds_that_it_has_lost(
+        &self,
+        hosts: &Hosts,
+        here: Side,
+        how: usize,
+        in_all: bool,
+    ) -> Result<String> {
+        let product = hosts.product(here, self.name);
+        let guest = hosts.guest(here, self.name);
         let config = &self.configs[here as usize];
         let words = ["has failed over", "--forget"];
-        let peer = hosts.info(here, NAME)?["peer"].clone();
-        let start = format!(
-            "replication-start --secondary {} {{}}",
-            peer.as_str().context("no peer")?
-        );
+        let peer = hosts.info(here, self.name)?["peer"].clone();
+        let peer = peer.as_str().context("no peer")?;
+        let by_replication = format!("replication-start --secondary {peer} {{}}");
+        let by_start = format!("start {config}");
         let create = || -> Result<()> {
             let created = hosts.create(here, config)?;
             ensure!(
                 created.status != 0 && words.iter().all(|word| created.stderr.contains(word)),
-                "{}: {}{}",
+                "xl create ended with {}: {}{}",
                 created.status,
                 created.stdout,
                 created.stderr
             );
             Ok(())
         };
-        let by_start = format!("start {config}");
-        let order = number % 4;
-        let first = match order {
+        let first = match how {
             0 => {
                 create()?;
-                "xl create is refused"
+                "xl create"
             }
             1 => {
                 product.refuses("replication-resume {}", &words)?;
-                "replication-resume is refused"
+                "replication-resume"
             }
             2 => {
                 product.refuses(&by_start, &words)?;
-                "start is refused"
+                "start"
             }
             _ => {
                 hosts.lab(here).run(&format!("xl create {config}"))?;
-                product.refuses(&start, &words)?;
-                hosts.guest(here, NAME).destroy()?;
-                "replication-start is refused, of what stock xl has started"
+                product.refuses(&by_replication, &words)?;
+                guest.destroy()?;
+                "of what stock xl has started, replication-start"
             }
         };
-        let info = hosts.info(here, NAME)?;
+        let info = hosts.info(here, self.name)?;
         ensure!(info["state"] == "lost", "{info}");
-        for command in [
-            "replication-resume {}",
-            &start,
-            &by_start,
-            "replication-stop {}",
-        ] {
-            product.refuses(command, &words)?;
+        if in_all {
+            for command in [
+                "replication-resume {}",
+                &by_replication,
+                &by_start,
+                "replication-stop {}",
+            ] {
+                product.refuses(command, &words)?;
+            }
+            create()?;
         }
-        create()?;
-        ensure!(!hosts.guest(here, NAME).exists(), "it was started");
-        Ok(first)
+        ensure!(!guest.exists(), "it was started");
+        Ok(format!(
+            "on {} it has lost: {first} is refused",
+            here.name()
+        ))
     }
 }
 
