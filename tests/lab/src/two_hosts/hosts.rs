@@ -78,6 +78,12 @@ impl Hosts {
         b.wait_up(started[1])
     }
 
+    /// Waits for those of which the last run had one boot.
+    pub(super) fn wait_up(&mut self) -> Result<()> {
+        let started = Instant::now();
+        self.0.iter_mut().try_for_each(|lab| lab.wait_up(started))
+    }
+
     /// Removes what an earlier run left on them.
     pub(super) fn clear(&self) -> Result<()> {
         for lab in &self.0 {
@@ -110,7 +116,10 @@ impl Hosts {
                 .run("systemctl enable -q --now xl-ext-replication && sync")?;
             self.wait_listening(side)?;
             self.lab(side)
-                .run(&format!("ping -c 1 -W 20 {}", self.address(side.other())?))
+                .run(&format!(
+                    "busybox ping -c 1 -W 20 {}",
+                    self.address(side.other())?
+                ))
                 .context("the private network")?;
         }
         Ok(())

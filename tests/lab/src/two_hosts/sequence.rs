@@ -5,7 +5,6 @@ use std::fmt::Write as _;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::guest::Guest;
 use crate::host::Lab;
 use crate::ssh::quote;
 
@@ -63,13 +62,6 @@ impl Places {
             }
         }
         text
-    }
-
-    /// Has a guest do a batch of writes.
-    pub(super) fn ask(&mut self, guest: &Guest<'_>, first: u64) -> Result<()> {
-        guest.ask_within(&Self::request(first), 240)?;
-        (first..first + BATCH).for_each(|number| self.write(number));
-        Ok(())
     }
 
     /// Reads both disks' places from images in dom0.
