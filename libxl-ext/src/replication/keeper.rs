@@ -10,8 +10,8 @@
 
 use super::pair::Key;
 use super::protocol::{Refused, Why};
-use super::qdisk::{Guest, Limits, checkpoint, end_mirrors, length_of, register};
-use super::remote::{Line, RemoteSecondary, Wanted, ask_secondary};
+use super::qdisk::{Guest, Limits, Pulse, checkpoint, end_mirrors, length_of, register};
+use super::remote::{Line, RemoteSecondary, Wanted, alive, ask_secondary};
 use super::tunnel::{End, Tunnel};
 use super::{Mode, Registry};
 use crate::error::{Error, ErrorKind, Result};
@@ -38,6 +38,9 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(5);
 
 /// How often a secondary of which nothing was heard is asked whether it has failed over.
 const ASK_EVERY: Duration = Duration::from_secs(5);
+
+/// How often the secondary's pulse is felt in the time for which it may be silent.
+const BEATS: u32 = 4;
 
 /// Shortest and longest time between two looks at whether all is well.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
@@ -211,16 +214,11 @@ impl<'a> Keeper<'a> {
 
     /// Whether all is well; breaks off if not.
     pub fn check(&mut self) {
-        let looked = match self.tunnel.silence() {
-            Some(why) => {
-                Err(Error::new(ErrorKind::Toolstack, "the secondary is silent").because(why))
-            }
-            None => self
-                .secondary
-                .error_all()
-                .and_then(|()| self.disks.error_all()),
-        };
-        if let Err(error) = looked {
+        let trouble = self.tunnel.trouble();
+        // A mirror that has failed may be the work of a failover: the secondary knows.
+        let trouble = trouble.or_else(|| self.secondary.error_all().err());
+        let trouble = trouble.or_else(|| self.disks.error_all().err());
+        if let Some(error) = trouble {
             self.break_off(&error);
         }
     }
@@ -270,7 +268,7 @@ impl<'a> Keeper<'a> {
         let listener = UnixListener::bind(&path).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let pace = self.primary.pace;
-        let look_every = (pace.heartbeat() / 4).clamp(LOOKS.0, LOOKS.1);
+        let look_every = (pace.heartbeat() / BEATS).clamp(LOOKS.0, LOOKS.1);
         let (mut looked, mut made, mut asked) = (Instant::now(), Instant::now(), Instant::now());
         while !observer.wants_abort() {
             if self.is_running() {
@@ -286,11 +284,13 @@ impl<'a> Keeper<'a> {
                     // From its end on: one that takes longer than the interval would leave the guest no time to run.
                     made = Instant::now();
                 }
-            } else if !matches!(self.primary.state, PrimaryState::Lost { .. })
-                && asked.elapsed() >= ASK_EVERY
-            {
+            } else if asked.elapsed() >= ASK_EVERY {
                 self.ask_whether_lost();
                 asked = Instant::now();
+            }
+            if matches!(self.primary.state, PrimaryState::Lost { .. }) {
+                // It is written down, and there is nothing more to keep.
+                return Ok(());
             }
             let until = pace.interval().map_or(look_every, |every| {
                 every.saturating_sub(made.elapsed()).min(look_every)
@@ -462,8 +462,13 @@ fn begin(
             &primary.disks,
             &tunnel.address(),
             limits,
+            Pulse::FeltElsewhere,
         )?;
-        tunnel.begin_to_beat(heartbeat)?;
+        // On connections that are there already: whoever floods the port with new ones does not make it beat slower.
+        let felt = Line::connect(&primary.peer, &setup.key, domain, heartbeat)?;
+        let session = primary.session;
+        let pulse = move || alive(&felt, session, heartbeat);
+        tunnel.begin_to_beat(heartbeat / BEATS, pulse)?;
         observer.step("copy the disks to the secondary");
         disks.start_all(Mode::Primary)?;
         Ok((disks, tunnel))

@@ -90,11 +90,11 @@ impl Link {
     ///
     /// # Errors
     /// If he lacks them, or takes too long.
-    pub(super) fn accept<'key, N>(
+    pub(super) fn accept<N>(
         stream: TcpStream,
-        keys: &'key [(N, Key)],
+        keys: &[(N, Key)],
         limit: Duration,
-    ) -> io::Result<(&'key N, Self)> {
+    ) -> io::Result<(&N, Self)> {
         let deadline = Instant::now() + limit;
         let first = take(&stream, GREETING, deadline)?;
         for (name, key) in keys {

@@ -128,7 +128,7 @@ pub(super) struct Refused {
 
 impl Refused {
     /// As an error of ours. What the peer says is shown without what could move a terminal's cursor.
-    pub(super) fn into_error(refusal: Refusal, what: &str) -> Error {
+    pub(super) fn as_error(refusal: &Refusal, what: &str) -> Error {
         let shown = |letter: char| !letter.is_control() || letter == '\n';
         let text: String = refusal
             .text

@@ -45,7 +45,7 @@ impl Line {
             Ok(answer) => {
                 *link = Some(there);
                 match answer {
-                    Answer::Refused(refusal) => Err(Refused::into_error(refusal, &what)),
+                    Answer::Refused(refusal) => Err(Refused::as_error(&refusal, &what)),
                     answer => Ok(answer),
                 }
             }
@@ -79,9 +79,17 @@ pub(super) fn greeted(
     let said = link.say(&hello, limit).and_then(|()| link.hear(limit));
     match said {
         Ok(Answer::Done) => Ok(link),
-        Ok(Answer::Refused(refusal)) => Err(Refused::into_error(refusal, &what)),
+        Ok(Answer::Refused(refusal)) => Err(Refused::as_error(&refusal, &what)),
         Ok(_) => Err(strange()),
         Err(error) => Err(Error::new(ErrorKind::Toolstack, what).because(in_words(error))),
+    }
+}
+
+/// Whether the secondary and its QEMU are there, and as they should be.
+pub(super) fn alive(line: &Line, session: Uuid, limit: Duration) -> Result<()> {
+    match line.ask("look", &Request::Alive { session }, limit)? {
+        Answer::Done => Ok(()),
+        _ => Err(strange()),
     }
 }
 
@@ -196,8 +204,7 @@ impl ReplicationOps for RemoteSecondary {
     }
 
     fn error(&mut self) -> Result<()> {
-        let session = self.wanted.session;
-        self.ask("look", &Request::Alive { session }, self.heartbeat)
+        alive(&self.line, self.wanted.session, self.heartbeat)
     }
 
     /// It is told that it is over, and not to fail over: its guest is the one here.

@@ -558,7 +558,8 @@ fn check(open: &Open) -> Result<()> {
     if open.disks.len() > DISKS_MAX {
         return invalid("these are too many disks");
     }
-    let is_length = |length: u64| length > 0 && length % 512 == 0 && i64::try_from(length).is_ok();
+    let is_length =
+        |length: u64| length > 0 && length.is_multiple_of(512) && i64::try_from(length).is_ok();
     if !open.disks.iter().all(|disk| is_length(disk.length)) {
         return invalid("a disk has a length that no disk has");
     }

@@ -7,7 +7,6 @@ use super::qdisk::NbdAddress;
 use super::relay::Relays;
 use super::remote::greeted;
 use crate::error::{Error, Result};
-use crate::port::feel_pulse;
 use crate::store::absent_is_fine;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -22,9 +21,6 @@ const LOOK_EVERY: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 100_000_000,
 };
-
-/// Between two beats of the heart, as a part of the time that the secondary may be silent.
-const BEATS: u32 = 4;
 
 /// Where it leads.
 #[derive(Clone)]
@@ -55,7 +51,7 @@ struct Heart {
 #[derive(Default)]
 struct Beat {
     /// Why it beats no more.
-    silent: Option<String>,
+    trouble: Option<Error>,
     is_over: bool,
 }
 
@@ -92,33 +88,30 @@ impl Tunnel {
         NbdAddress::Unix(self.path.clone())
     }
 
-    /// From now on, cuts the tunnel as soon as the secondary's QEMU is silent for this long.
+    /// From now on, cuts the tunnel as soon as `pulse`, which has a limit of its own, tells of an error.
     ///
     /// # Errors
     /// If there is no thread to be had.
-    pub(super) fn begin_to_beat(&mut self, heartbeat: Duration) -> Result<()> {
-        let (address, relays, heart) = (
-            self.address(),
-            Arc::clone(&self.relays),
-            Arc::clone(&self.heart),
-        );
+    pub(super) fn begin_to_beat(
+        &mut self,
+        every: Duration,
+        pulse: impl Fn() -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let (relays, heart) = (Arc::clone(&self.relays), Arc::clone(&self.heart));
         let beat = move || {
             while !heart.state().is_over {
-                if let Err(error) = feel_pulse(&address, heartbeat) {
+                if let Err(error) = pulse() {
                     // Before anything else: the guest's writes may wait.
                     relays.cut();
                     let mut state = heart.state();
                     if !state.is_over {
-                        state.silent = Some(error.report());
+                        state.trouble = Some(error);
                     }
                     return;
                 }
                 let state = heart.state();
                 let goes_on = |state: &mut Beat| !state.is_over;
-                let waited = heart
-                    .changed
-                    .wait_timeout_while(state, heartbeat / BEATS, goes_on);
-                drop(waited);
+                drop(heart.changed.wait_timeout_while(state, every, goes_on));
             }
         };
         let spawned = std::thread::Builder::new().spawn(beat);
@@ -127,9 +120,9 @@ impl Tunnel {
         Ok(())
     }
 
-    /// Why it was cut, if the secondary was silent.
-    pub(super) fn silence(&self) -> Option<String> {
-        self.heart.state().silent.clone()
+    /// Why it was cut, if the heart has stopped; it is told once.
+    pub(super) fn trouble(&self) -> Option<Error> {
+        self.heart.state().trouble.take()
     }
 
     /// Cuts it.

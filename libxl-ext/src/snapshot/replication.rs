@@ -96,7 +96,7 @@ impl Host {
         let named = observe::resolve(&self.ports, &self.store, domain, self.naming)?;
         let (target, _lock) = self.take(named, observer)?;
         let known = target.store.replication()?;
-        self.require_startable_anew(known.as_ref())?;
+        require_startable_anew(known.as_ref())?;
         let pair = self.pairs().choose(request.pair.as_deref())?;
         observer.step(&format!("ask the secondary at {}", request.peer));
         let limit = request.pace.heartbeat();
@@ -174,38 +174,6 @@ impl Host {
         let target = observe::resolve(&self.ports, &self.store, domain, self.naming)?;
         let record = target.store.replication()?.ok_or_else(never)?;
         Ok((target, record))
-    }
-
-    /// Whether replication may be started over what is known of an earlier one. One that is broken gives way.
-    fn require_startable_anew(&self, known: Option<&ReplicationRecord>) -> Result<()> {
-        let Some(known) = known else { return Ok(()) };
-        let (domain, refused) = (&known.domain, ErrorKind::DomainState);
-        match &known.role {
-            Role::Primary(primary) => match &primary.state {
-                PrimaryState::Lost { .. } => Err(lost(domain, &primary.peer)),
-                PrimaryState::Stopped { .. } => Ok(()),
-                PrimaryState::Broken { .. } if is_kept(primary) => {
-                    let run = Path::new(RUN_DIRECTORY);
-                    keeper::tell(run, primary.session, Command::Stop, KEEPER_LIMIT).map(drop)
-                }
-                state if is_kept(primary) => {
-                    let what = format!(
-                        "domain '{domain}' is replicated to {} ({state})",
-                        primary.peer
-                    );
-                    Err(Error::new(refused, what).hint(keeper::way_out(state)))
-                }
-                // Its keeper was killed.
-                _ => Ok(()),
-            },
-            Role::Secondary(replica) => match replica.state {
-                ReplicaState::Stopped { .. } | ReplicaState::FailedOver { .. } => Ok(()),
-                state => {
-                    let what = format!("domain '{domain}' is replicated to this host ({state})");
-                    Err(Error::new(refused, what).hint("stop that, or let it fail over, first"))
-                }
-            },
-        }
     }
 
     /// Starts what was prepared, tells when everything is copied, and keeps it going.
@@ -293,7 +261,7 @@ impl Host {
                     .hint("--forget removes what is remembered of it"));
             }
             Role::Primary(primary) if !is_over => {
-                self.stop_primary(&target, &record, primary, observer)?
+                self.stop_primary(&target, &record, primary, observer)?;
             }
             Role::Secondary(_) if !is_over => {
                 self.replicas().stop(&target.name)?;
@@ -507,6 +475,38 @@ impl Host {
                 ))),
             },
         }
+    }
+}
+
+/// Whether replication may be started over what is known of an earlier one. One that is broken gives way.
+fn require_startable_anew(known: Option<&ReplicationRecord>) -> Result<()> {
+    let Some(known) = known else { return Ok(()) };
+    let (domain, refused) = (&known.domain, ErrorKind::DomainState);
+    match &known.role {
+        Role::Primary(primary) => match &primary.state {
+            PrimaryState::Lost { .. } => Err(lost(domain, &primary.peer)),
+            PrimaryState::Stopped { .. } => Ok(()),
+            PrimaryState::Broken { .. } if is_kept(primary) => {
+                let run = Path::new(RUN_DIRECTORY);
+                keeper::tell(run, primary.session, Command::Stop, KEEPER_LIMIT).map(drop)
+            }
+            state if is_kept(primary) => {
+                let what = format!(
+                    "domain '{domain}' is replicated to {} ({state})",
+                    primary.peer
+                );
+                Err(Error::new(refused, what).hint(keeper::way_out(state)))
+            }
+            // Its keeper was killed.
+            _ => Ok(()),
+        },
+        Role::Secondary(replica) => match replica.state {
+            ReplicaState::Stopped { .. } | ReplicaState::FailedOver { .. } => Ok(()),
+            state => {
+                let what = format!("domain '{domain}' is replicated to this host ({state})");
+                Err(Error::new(refused, what).hint("stop that, or let it fail over, first"))
+            }
+        },
     }
 }
 

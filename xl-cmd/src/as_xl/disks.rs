@@ -121,6 +121,10 @@ fn specification(disk: &DeviceDisk, layer: Option<&Layer>) -> Result<String> {
             (_, Value::Null | Value::Bool(false)) => {}
             (_, Value::Number(number)) if number.as_u64() == Some(0) => {}
             (_, Value::String(text)) if text.is_empty() || text == "<default>" => {}
+            // What libxl makes of a disk of which nothing is said of these.
+            ("colo_enable" | "colo_restore_enable", Value::String(off)) if off == "False" => {}
+            ("transport", Value::String(unknown)) if unknown == "unknown" => {}
+            ("trusted", Value::String(on)) if on == "True" => {}
             ("script", Value::String(script)) => words.push(format!("script={script}")),
             ("backend_domname", Value::String(name)) => words.push(format!("backend={name}")),
             ("discard_enable", Value::String(on)) if on == "True" => words.push("discard".into()),
@@ -199,6 +203,25 @@ mod tests {
         std::fs::create_dir(store.join("g")).unwrap();
         let refused = for_create(&store, &stdin).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Unsupported);
+    }
+
+    /// As `xl list -l` tells of a disk, where everything has a value.
+    #[test]
+    fn the_disk_of_a_domain_that_runs_is_said_as_it_was_configured() {
+        let running = disk(json!({
+            "pdev_path": "/i/a.raw", "vdev": "xvda", "backend": "qdisk", "format": "raw", "readwrite": 1,
+            "discard_enable": "True", "colo_enable": "False", "colo_restore_enable": "False",
+            "trusted": "True", "transport": "unknown", "specification": "xen",
+        }));
+        assert_eq!(
+            specification_of(&running).unwrap(),
+            "\"vdev=xvda,format=raw,access=rw,backendtype=qdisk,discard,target=/i/a.raw\""
+        );
+        for (key, value) in [("colo_enable", "True"), ("trusted", "False")] {
+            let mut other = running.clone();
+            other.other.insert(key.into(), value.into());
+            assert!(specification_of(&other).is_err(), "{key}");
+        }
     }
 
     #[test]

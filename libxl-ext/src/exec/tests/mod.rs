@@ -17,6 +17,7 @@ mod memory_file;
 mod packs;
 mod pull;
 mod reboot;
+mod replicated;
 mod restored;
 mod toolstack;
 mod world;

@@ -37,7 +37,7 @@ mod tests;
 
 pub use crate::model::replication::{Limits, NbdAddress};
 pub use checkpoint::{DomainGuest, Guest, checkpoint};
-pub use primary::{PrimaryDisk, register};
+pub use primary::{PrimaryDisk, Pulse, register};
 pub(crate) use primary::{end_mirrors, length_of};
 pub(crate) use secondary::Stage;
 pub(super) use secondary::wrong_mode;

@@ -81,7 +81,11 @@ pub fn run(stage: &Path, machine: BootOptions, wanted: &Wanted, logs: &Path) -> 
         }
         (None, None) => Hosts::new(&format!("two-{}", std::process::id()), machine)?,
     };
-    let ready = if is_kept { hosts.clear() } else { hosts.boot() };
+    let ready = if is_kept {
+        hosts.wait_up().and_then(|()| hosts.clear())
+    } else {
+        hosts.boot()
+    };
     let done = ready
         .and_then(|()| hosts.set_up(stage))
         .and_then(|()| run_on(&mut hosts, wanted, &is_wanted));

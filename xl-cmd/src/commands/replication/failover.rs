@@ -6,7 +6,7 @@ use crate::as_xl::{self, dry_run};
 use libxl_ext::bundle::reaching_out;
 use libxl_ext::event::Observer as _;
 use libxl_ext::model::disk::DeviceDisk;
-use libxl_ext::model::replica::Replica;
+use libxl_ext::model::replica::{Replica, ReplicaState};
 use libxl_ext::store::replace_file;
 use libxl_ext::{Error, ErrorKind, Result};
 use serde::Deserialize;
@@ -22,6 +22,13 @@ struct Configuration {
 pub(in super::super) fn run(context: &Context, args: &ReplicationFailover) -> Result<()> {
     let domain = &args.domain;
     let replica = context.host.replica(domain)?;
+    if matches!(
+        replica.state,
+        ReplicaState::Receiving | ReplicaState::Stopped { .. } | ReplicaState::FailedOver { .. }
+    ) {
+        // It says why not, whatever is the matter with the configuration.
+        return context.host.fail_over(domain, &context.terminal).map(drop);
+    }
     let disks = disks_here(&replica)?;
     // Before the failover: whatever becomes of us, it is there.
     let file = written(context, domain, &replica, &disks)?;

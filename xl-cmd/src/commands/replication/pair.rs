@@ -21,13 +21,9 @@ pub(in super::super) fn run(context: &Context, args: &ReplicationPair) -> Result
     }
     let pair = match &args.name {
         None if args.export.is_none() => {
-            let names: Vec<_> = pairs.all()?.into_iter().map(|pair| pair.name).collect();
-            return print(
-                &names
-                    .iter()
-                    .map(|name| format!("{name}\n"))
-                    .collect::<String>(),
-            );
+            let mut names: Vec<_> = pairs.all()?.into_iter().map(|pair| pair.name).collect();
+            names.push(String::new());
+            return print(&names.join("\n"));
         }
         None => pairs.choose(None)?,
         Some(name) => match pairs.find(name) {

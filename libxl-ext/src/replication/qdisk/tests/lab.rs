@@ -5,7 +5,7 @@ use crate::model::disk::{DiskTarget, ImageFormat};
 use crate::model::process::ProcessId;
 use crate::port::{Sidecar, Worker};
 use crate::replication::qdisk::{
-    Guest, Limits, NbdAddress, Secondary, checkpoint, end_left_over, register,
+    Guest, Limits, NbdAddress, Pulse, Secondary, checkpoint, end_left_over, register,
 };
 use crate::replication::{Mode, Phase, Registry, StateId};
 use rustix::process::{Pid, Signal, kill_process};
@@ -172,7 +172,15 @@ impl Lab {
 
     pub(super) fn register(&self) -> Result<Vec<StateId>> {
         let (qemu, address) = (self.qemu(), self.address());
-        register(&self.primary_set, &qemu, &self.disks, &address, self.limits)
+        let pulse = Pulse::FeltWhenAsked;
+        register(
+            &self.primary_set,
+            &qemu,
+            &self.disks,
+            &address,
+            self.limits,
+            pulse,
+        )
     }
 
     pub(super) fn start(&mut self) -> Vec<StateId> {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::error::{ErrorKind, Result};
 use crate::model::disk::{DiskTarget, ImageFormat};
-use crate::replication::qdisk::{Guest, NbdAddress, checkpoint};
+use crate::replication::qdisk::{Guest, NbdAddress, Pulse, checkpoint};
 use crate::replication::{Mode, Phase};
 use std::process::Command;
 use std::sync::{Condvar, Mutex};
@@ -288,6 +288,7 @@ fn over_tcp_it_is_only_to_be_had_on_this_host() {
         &lab.disks,
         &address,
         lab.limits,
+        Pulse::FeltWhenAsked,
     );
     registered.unwrap();
     lab.primary_set.start_all(Mode::Primary).unwrap();
@@ -327,7 +328,9 @@ fn what_makes_no_sense_in_a_phase_is_refused_on_both_sides() {
     assert!(report.contains("are served already"), "{report}");
     let others = crate::replication::Registry::new();
     let (qemu, address) = (lab.qemu(), lab.address());
-    crate::replication::qdisk::register(&others, &qemu, &lab.disks, &address, lab.limits).unwrap();
+    let pulse = Pulse::FeltWhenAsked;
+    crate::replication::qdisk::register(&others, &qemu, &lab.disks, &address, lab.limits, pulse)
+        .unwrap();
     let report = others.start_all(Mode::Primary).unwrap_err().report();
     assert!(report.contains("replicated by somebody else"), "{report}");
     // The ones that run are none the worse for it.
