@@ -71,7 +71,8 @@ impl Places {
             let text = lab.run(&format!(
                 "raw=$(mktemp) && qemu-img dd -U -f qcow2 -O raw bs=512 skip={FIRST} count={} if={} of=$raw >/dev/null && \
                  tr -d '\\0' <$raw; status=$?; rm -f $raw; exit $status",
-                SLOTS * PAGE,
+                // It counts what it skips too.
+                FIRST + SLOTS * PAGE,
                 quote(image)
             ))?;
             found.parse(disk, &text)?;
