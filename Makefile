@@ -15,7 +15,7 @@ LAB = $(CARGO_TARGET_DIR)/release/lab
 NAME ?= main
 
 .PHONY: demo test check lab-test table prerequisites build stage install uninstall clean
-.PHONY: fmt clippy unit fuzz fuzz-short abi pages capi consumers faults no-faults powercut bench
+.PHONY: fmt clippy unit fuzz fuzz-short abi pages capi consumers faults no-faults powercut test-replication bench
 .PHONY: lab-build lab-boot lab-run lab-shell lab-install lab-logs lab-poweroff lab-power-cut lab-destroy
 
 ## What README promises
@@ -89,6 +89,11 @@ table: $(LAB)
 N ?= 50
 powercut: stage $(LAB)
 	$(LAB) power-cuts --stage $(STAGE) --cuts $(N) $(addprefix --seed ,$(SEED)) --logs $(LOGS)
+
+# Replication between two hosts, with power cuts of the primary at random moments: make test-replication [CUTS=20] [SEED=...]
+CUTS ?= 20
+test-replication: prerequisites stage $(LAB)
+	$(LAB) test-replication --stage $(STAGE) --rounds $(CUTS) $(addprefix --seed ,$(SEED)) --logs $(LOGS)
 
 # Stock xl and ours side by side, and a pull beside one by hand: make bench [ROUNDS=5] [WHAT=all|saves|pulls]
 ROUNDS ?= 5

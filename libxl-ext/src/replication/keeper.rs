@@ -278,10 +278,11 @@ impl<'a> Keeper<'a> {
                 }
                 let is_due = pace.interval().is_some_and(|every| made.elapsed() >= every);
                 if is_due && self.is_running() {
-                    made = Instant::now();
                     if let Err(error) = self.checkpoint() {
                         self.break_off(&error);
                     }
+                    // From its end on: one that takes longer than the interval would leave the guest no time to run.
+                    made = Instant::now();
                 }
             } else if asked.elapsed() >= ASK_EVERY {
                 self.ask_whether_lost();

@@ -97,6 +97,19 @@ impl Host {
         let (target, _lock) = self.take(named, observer)?;
         let known = target.store.replication()?;
         require_startable_anew(known.as_ref())?;
+        let pair = self.pairs().choose(request.pair.as_deref())?;
+        observer.step(&format!("ask the secondary at {}", request.peer));
+        let limit = request.pace.heartbeat();
+        let seen = ask_secondary(&request.peer, &pair.key, &target.name, limit)?;
+        // Also of a domain that does not run, since the next thing that is done with it would be to start it.
+        if let Some(at) = seen.failed_over
+            && let Some(known) = &known
+            && let Role::Primary(primary) = &known.role
+            && primary.peer == request.peer
+        {
+            remember_state(&target, known, primary, PrimaryState::Lost { at })?;
+            return Err(lost(&target.name, &request.peer));
+        }
         let mut inventory = observe(&self.ports, &target)?;
         // By what was begun before, which this start takes the place of.
         inventory.replicated = None;
@@ -105,10 +118,6 @@ impl Host {
             let what = format!("domain '{domain}' is not running");
             return Err(Error::new(ErrorKind::DomainState, what));
         };
-        let pair = self.pairs().choose(request.pair.as_deref())?;
-        observer.step(&format!("ask the secondary at {}", request.peer));
-        let limit = request.pace.heartbeat();
-        let seen = ask_secondary(&request.peer, &pair.key, &target.name, limit)?;
         let own = known.as_ref().map_or(0, |known| known.generation);
         let mut record = ReplicationRecord {
             domain: target.name.clone(),

@@ -6,8 +6,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
 
 use crate::image::{self, Image};
+use crate::link::Link;
 use crate::process::{self, Input, Output};
 use crate::qemu::{self, Lifetime};
 use crate::run_dir::{RunDir, State};
@@ -44,6 +46,8 @@ pub struct BootOptions {
     pub mem: u32,
     /// How long it lives.
     pub lifetime: Lifetime,
+    /// Its end of a private network; one that has a disk already keeps the one that it has, if this is none.
+    pub link: Option<Link>,
 }
 
 impl Default for BootOptions {
@@ -52,6 +56,7 @@ impl Default for BootOptions {
             smp: 1,
             mem: 4096,
             lifetime: Lifetime::Detached,
+            link: None,
         }
     }
 }
@@ -73,6 +78,16 @@ impl Lab {
     /// # Errors
     /// When it runs already, the image cannot be built, or the host does not come up whole.
     pub fn boot(name: &str, options: BootOptions) -> Result<Self> {
+        let mut lab = Self::switched_off(name, options)?;
+        lab.start()?;
+        Ok(lab)
+    }
+
+    /// As [`Lab::boot`], and does not switch it on.
+    ///
+    /// # Errors
+    /// When it runs already, or the image cannot be built.
+    pub fn switched_off(name: &str, options: BootOptions) -> Result<Self> {
         let run = RunDir::of(name)?;
         let state = match run.state()? {
             Some(state) => {
@@ -82,6 +97,7 @@ impl Lab {
                 State {
                     smp: options.smp,
                     mem: options.mem,
+                    link: options.link.or(state.link),
                     qemu: None,
                     ..state
                 }
@@ -93,16 +109,14 @@ impl Lab {
             Image::at(state.image.clone()).ssh_key(),
             state.port,
         );
-        let mut lab = Self {
+        Ok(Self {
             name: name.to_owned(),
             run,
             state,
             ssh,
             lifetime: options.lifetime,
             child: None,
-        };
-        lab.start()?;
-        Ok(lab)
+        })
     }
 
     /// The lab that is called `name` and was booted before, perhaps by another process.
@@ -148,6 +162,11 @@ impl Lab {
     /// The port on loopback that leads to dom0's ssh.
     pub fn port(&self) -> u16 {
         self.state.port
+    }
+
+    /// Its end of a private network.
+    pub fn link(&self) -> Option<Link> {
+        self.state.link
     }
 
     /// Whether the outer QEMU runs.
@@ -327,11 +346,42 @@ impl Lab {
         self.run.save(&self.state)
     }
 
+    /// Stops the outer QEMU (SIGSTOP): the host is there and says nothing.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Has it go on after [`Lab::freeze`].
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn thaw(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let id = self.state.qemu.context("the lab is switched off")?;
+        qemu::signal(id, signal)
+    }
+
     /// Boots again from the disk as it is, after [`Lab::poweroff`] or [`Lab::power_cut`].
     ///
     /// # Errors
     /// When it runs still, or does not come up whole.
     pub fn start(&mut self) -> Result<()> {
+        let started = self.switch_on()?;
+        self.wait_up(started)
+    }
+
+    /// The first half of [`Lab::start`]: whoever has several labs boot at the same time switches all of them on first.
+    /// Returns when that was.
+    ///
+    /// # Errors
+    /// When it runs still, or QEMU cannot be started.
+    pub fn switch_on(&mut self) -> Result<Instant> {
         if self.is_running() {
             bail!("lab {} runs already", self.name);
         }
@@ -346,6 +396,14 @@ impl Lab {
             Image::at(self.state.image.clone()).ssh_key(),
             self.state.port,
         );
+        Ok(started)
+    }
+
+    /// The second half of [`Lab::start`]: waits until a host that was switched on at `started` is up.
+    ///
+    /// # Errors
+    /// When it does not come up whole.
+    pub fn wait_up(&mut self, started: Instant) -> Result<()> {
         self.wait_for_ssh(started)?;
         let to_ssh = started.elapsed();
         self.wait_for_xl(started)?;
@@ -353,6 +411,9 @@ impl Lab {
         let info = self.run("xl info")?;
         if !info.contains("xen_version") {
             bail!("xl info does not tell Xen's version:\n{info}");
+        }
+        if let Some(link) = self.state.link {
+            self.run(&link.bring_up())?;
         }
         self.self_test()?;
         eprintln!(
@@ -452,6 +513,7 @@ fn new_run(run: &RunDir, options: BootOptions) -> Result<State> {
         image: PathBuf::from(image.dir()),
         smp: options.smp,
         mem: options.mem,
+        link: options.link,
         port: 0,
         qemu: None,
     };

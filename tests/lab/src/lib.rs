@@ -10,6 +10,7 @@ pub mod demo;
 pub mod guest;
 pub mod host;
 pub mod image;
+pub mod link;
 pub mod logs;
 pub mod power_cuts;
 pub mod process;
@@ -22,6 +23,7 @@ pub mod ssh;
 pub mod step;
 pub mod steps;
 pub mod table;
+pub mod two_hosts;
 
 pub use guest::{Guest, GuestSpec};
 pub use host::Lab;

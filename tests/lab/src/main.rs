@@ -10,11 +10,12 @@ use clap::{Args, Parser, Subcommand};
 use lab::coverage::Cell;
 use lab::host::{BootOptions, Lab};
 use lab::image::Image;
+use lab::link::Link;
 use lab::qemu::{self, Lifetime};
 use lab::run_dir::RunDir;
 use lab::ssh::quote;
 use lab::table::{self, Limits};
-use lab::{bench, demo, logs, power_cuts, results, step};
+use lab::{bench, demo, logs, power_cuts, results, step, two_hosts};
 
 #[derive(Parser)]
 #[command(
@@ -43,6 +44,17 @@ struct Machine {
     mem: u32,
 }
 
+impl Machine {
+    fn options(&self, lifetime: Lifetime) -> BootOptions {
+        BootOptions {
+            smp: self.smp,
+            mem: self.mem,
+            lifetime,
+            link: None,
+        }
+    }
+}
+
 #[derive(Subcommand)]
 enum Verb {
     /// Build the image unless the cache holds it, and print its directory
@@ -53,6 +65,12 @@ enum Verb {
         name: Name,
         #[command(flatten)]
         machine: Machine,
+        /// Give it a private network to another lab, at the address 10.77.0.1
+        #[arg(long)]
+        link: bool,
+        /// Put it on the private network of the lab of this name, at the address 10.77.0.2
+        #[arg(long, conflicts_with = "link")]
+        link_to: Option<String>,
     },
     /// Run a command in dom0; exit with its status. One word is a script, several are a command
     Run {
@@ -148,6 +166,28 @@ enum Verb {
         #[command(flatten)]
         machine: Machine,
     },
+    /// Replicate a guest between two hosts, cut the power of one after the other, and see that the other has the last checkpoint
+    TestReplication {
+        /// The product: a staging directory, as `make install DESTDIR=...` fills it
+        #[arg(long)]
+        stage: PathBuf,
+        /// How many power cuts of the primary
+        #[arg(long, default_value_t = 20)]
+        rounds: u32,
+        /// What the moments are made of; another one each time
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Leave the labs NAME-a and NAME-b running at the end, and use them again if they do
+        #[arg(long, value_name = "NAME")]
+        keep: Option<String>,
+        /// Only the scenarios whose name contains this: silent-or-cut-off, full, own-disk, power-cuts
+        filters: Vec<String>,
+        /// Where the logs go when something is wrong
+        #[arg(long, default_value = "target/lab-logs")]
+        logs: PathBuf,
+        #[command(flatten)]
+        machine: Machine,
+    },
     /// Print how long stock xl and the product take for a save and a restore, and the room; and how fast a pull is; side by side
     Bench {
         /// The product: a staging directory, as `make install DESTDIR=...` fills it
@@ -201,11 +241,20 @@ fn main() -> ExitCode {
 fn run(verb: Verb) -> Result<u8> {
     match verb {
         Verb::Build => println!("{}", Image::get()?.dir().display()),
-        Verb::Boot { name, machine } => {
+        Verb::Boot {
+            name,
+            machine,
+            link,
+            link_to,
+        } => {
+            let link = match link_to {
+                Some(peer) => Some(other_end(&peer)?),
+                None if link => Some(Link::pair()?[0]),
+                None => None,
+            };
             let options = BootOptions {
-                smp: machine.smp,
-                mem: machine.mem,
-                lifetime: Lifetime::Detached,
+                link,
+                ..machine.options(Lifetime::Detached)
             };
             Lab::boot(&name.name, options)?;
         }
@@ -257,6 +306,25 @@ fn run(verb: Verb) -> Result<u8> {
             logs,
             machine,
         } => cut_power(&stage, cuts, seed, &logs, &machine)?,
+        Verb::TestReplication {
+            stage,
+            rounds,
+            seed,
+            keep,
+            filters,
+            logs,
+            machine,
+        } => two_hosts::run(
+            &stage,
+            machine.options(Lifetime::Process),
+            &two_hosts::Wanted {
+                rounds,
+                seed: seed.unwrap_or_else(power_cuts::any_seed),
+                filters,
+                keep,
+            },
+            &logs,
+        )?,
         Verb::Bench {
             stage,
             rounds,
@@ -284,12 +352,17 @@ fn run(verb: Verb) -> Result<u8> {
 
 /// A lab that ends with this process.
 fn own_lab(what: &str, machine: &Machine) -> Result<Lab> {
-    let options = BootOptions {
-        smp: machine.smp,
-        mem: machine.mem,
-        lifetime: Lifetime::Process,
-    };
+    let options = machine.options(Lifetime::Process);
     Lab::boot(&format!("{what}-{}", std::process::id()), options)
+}
+
+/// The end that is left of the private network of a lab.
+fn other_end(name: &str) -> Result<Link> {
+    let link = RunDir::of(name)?.state()?.and_then(|state| state.link);
+    let link = link.with_context(|| {
+        format!("lab {name} has no private network: `lab boot --name {name} --link` gives it one")
+    })?;
+    Ok(link.other_end())
 }
 
 fn cut_power(

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::image::Image;
+use crate::link::Link;
 use crate::process;
 use crate::run_dir::{QemuId, RunDir, State};
 
@@ -83,6 +84,7 @@ pub fn start(run: &RunDir, state: &State, lifetime: Lifetime) -> Result<(Child, 
             "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22"
         ))
         .args(["-device", "virtio-net-pci,netdev=net,romfile="])
+        .args(state.link.into_iter().flat_map(Link::arguments))
         .args([
             "-chardev",
             "file,id=serial,path=serial.log,append=on",
@@ -120,14 +122,22 @@ pub fn kill(id: QemuId) -> Result<()> {
     if !is_running(id) {
         return Ok(());
     }
-    let Some(pid) = Pid::from_raw(id.pid) else {
-        bail!("{} is no process number", id.pid);
-    };
-    kill_process(pid, Signal::KILL).with_context(|| format!("cannot kill QEMU {}", id.pid))?;
+    signal(id, Signal::KILL)?;
     if !wait_until_gone(id, Duration::from_secs(30)) {
         bail!("QEMU {} does not end", id.pid);
     }
     Ok(())
+}
+
+/// Sends a signal to the process that was recorded, and to nothing else.
+///
+/// # Errors
+/// When it is gone.
+pub fn signal(id: QemuId, signal: Signal) -> Result<()> {
+    let Some(pid) = Pid::from_raw(id.pid).filter(|_| is_running(id)) else {
+        bail!("QEMU {} is gone", id.pid);
+    };
+    kill_process(pid, signal).with_context(|| format!("cannot send {signal:?} to QEMU {}", id.pid))
 }
 
 /// Waits until the process has ended; says whether it did within `limit`.

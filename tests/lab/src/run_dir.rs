@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::link::Link;
+
 const PREFIX: &str = "libxl-ext-lab-";
 
 /// What one invocation of `lab` must know of a lab that another one booted.
@@ -25,6 +27,9 @@ pub struct State {
     pub smp: u32,
     /// Memory of the host in MiB.
     pub mem: u32,
+    /// Its end of a private network, if it is on one.
+    #[serde(default)]
+    pub link: Option<Link>,
     /// The port on loopback that leads to dom0's ssh; chosen anew at each boot.
     pub port: u16,
     /// The outer QEMU, when it was last started.

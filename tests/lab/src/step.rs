@@ -306,6 +306,7 @@ fn boot(number: usize, options: &Options) -> Result<Lab> {
         smp: options.smp,
         mem: options.mem,
         lifetime,
+        link: None,
     };
     let name = format!("test-{}-{number}", std::process::id());
     Lab::boot(&name, machine).or_else(|error| {

@@ -12,7 +12,7 @@ mod memory;
 mod power;
 mod replication;
 mod save;
-mod small_store;
+pub(crate) mod small_store;
 mod snapshot;
 mod snapshot_broken;
 mod snapshot_care;
