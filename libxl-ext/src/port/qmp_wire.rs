@@ -151,10 +151,15 @@ impl Monitor {
             next_id: 1,
             limit: terms.limit,
         };
-        let greeting = monitor.receive(Instant::now() + terms.limit);
-        let greeting = greeting
-            .map_err(|error| monitor.unreadable(error))?
-            .greeting;
+        let deadline = Instant::now() + terms.limit;
+        let greeting = loop {
+            let heard = monitor.receive(deadline);
+            let heard = heard.map_err(|error| monitor.unreadable(error))?;
+            // An event that was on its way to whoever was connected before.
+            if heard.event.is_none() {
+                break heard.greeting;
+            }
+        };
         let Some(greeting) = greeting else {
             return Err(monitor.broken("greet").because("it sent something else"));
         };
@@ -365,6 +370,24 @@ mod tests {
             sent
         });
         (directory, server)
+    }
+
+    /// QEMU may send one, that was on its way to whoever was connected before, to the next one before it greets.
+    #[test]
+    fn an_event_before_the_greeting_is_passed_over_and_an_answer_is_not() {
+        let greeted = |first: &str| {
+            let (ours, mut qemus) = UnixStream::pair().unwrap();
+            let said = "{\"QMP\":{\"version\":{}}}\n{\"return\":{},\"id\":1}";
+            writeln!(qemus, "{first}\n{said}").unwrap();
+            Monitor::greet_on(ours, "qmp".into(), USUAL).map(drop)
+        };
+        greeted(r#"{"event":"JOB_STATUS_CHANGE","data":{"status":"ready"}}"#).unwrap();
+        let refused = greeted(r#"{"return":{},"id":9}"#).unwrap_err();
+        assert!(
+            refused.report().contains("something else"),
+            "{}",
+            refused.report()
+        );
     }
 
     #[test]

@@ -153,7 +153,7 @@ fn fails_over(context: &mut Context) -> Result<()> {
         here.refuses(command, &["is replicated to", "replication-stop"])?;
     }
     guest.write("xvda", 4, 2, "kept")?;
-    guest.write("xvdb", 8, 2, "kept too")?;
+    guest.write("xvdb", 8, 2, "kept-too")?;
     guest.mark_disks(false)?;
     let kept = [guest.sum("xvda", 0, 24)?, guest.sum("xvdb", 0, 16)?];
     let made = here.run("replication-checkpoint {}")?;
@@ -161,7 +161,7 @@ fn fails_over(context: &mut Context) -> Result<()> {
     println!("{}", made.trim());
     guest.mark_disks(true)?;
     guest.write("xvda", 4, 4, "lost")?;
-    guest.write("xvdb", 8, 4, "lost too")?;
+    guest.write("xvdb", 8, 4, "lost-too")?;
     let info = Hosts::info(there)?;
     assert_eq!(info["state"], "replicating");
     assert_eq!(info["checkpoint"]["number"], 2);
@@ -215,7 +215,7 @@ fn fails_over(context: &mut Context) -> Result<()> {
     ensure!(created.status == 0, "{}", created.stderr);
     guest.wait_ready()?;
     assert_eq!(guest.sum("xvda", 4, 2)?, pattern_sum("kept", 2));
-    assert_eq!(guest.sum("xvdb", 8, 2)?, pattern_sum("kept too", 2));
+    assert_eq!(guest.sum("xvdb", 8, 2)?, pattern_sum("kept-too", 2));
     here.refuses("replication-resume {}", &["has failed over"])?;
     here.refuses("replication-stop {}", &["has failed over", "--forget"])?;
     // What failed over is a domain like any other.
