@@ -10,8 +10,8 @@ pub(super) const SAVE: &str = "managed-save";
 pub(super) const RESTORE: &str = "start";
 pub(super) const STOCK_NOTHING: &str = "xl help";
 pub(super) const NOTHING: &str = "xl-ext --help";
-/// One write to a file that is on the disk when it returns.
-pub(super) const FLUSH: &str = "write and flush";
+/// Writes to a file, each on the disk before the next.
+pub(super) const FLUSH: &str = "100 writes, each flushed";
 pub(super) const FIRST: &str = "snapshot-create, the first";
 pub(super) const SECOND: &str = "snapshot-create, the second";
 

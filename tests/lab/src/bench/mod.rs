@@ -32,9 +32,6 @@ pub enum What {
 /// How much of it a busy guest writes to between two saves, in MiB.
 const BUSY: u32 = 64;
 
-/// How many writes are timed together.
-const FLUSHES: u32 = 100;
-
 /// Long enough for any command on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(600);
 
@@ -138,11 +135,10 @@ impl Bench<'_> {
     /// What no program that writes a journal can do without.
     fn flush(&self) -> Result<f64> {
         let file = format!("{}/flushed", self.guest.dir());
-        let write =
-            format!("dd if=/dev/zero of={file} bs=512 count={FLUSHES} oflag=dsync status=none");
+        let write = format!("dd if=/dev/zero of={file} bs=512 count=100 oflag=dsync status=none");
         let seconds = self.time(&write)?;
         self.lab.run(&format!("rm {file}"))?;
-        Ok(seconds / f64::from(FLUSHES))
+        Ok(seconds)
     }
 
     fn stock(&self, found: &mut Vec<(&'static str, Figure)>) -> Result<()> {
