@@ -156,6 +156,14 @@ impl Error {
         }
     }
 
+    /// An error of the report that another process made of its own.
+    pub fn reported(kind: ErrorKind, report: &str) -> Self {
+        match report.split_once("\n  ") {
+            Some((context, hint)) => Self::new(kind, context).hint(hint),
+            None => Self::new(kind, report),
+        }
+    }
+
     /// The context, every cause below it and every way out, as the command line prints them.
     pub fn report(&self) -> String {
         let mut text = self.context.clone();

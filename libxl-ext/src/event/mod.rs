@@ -44,6 +44,21 @@ impl Observer for Impatient {
     }
 }
 
+/// An observer that looks for nothing but whether it was told to stop.
+#[cfg(test)]
+#[derive(Clone, Default)]
+pub(crate) struct Stop(pub(crate) std::sync::Arc<std::sync::atomic::AtomicBool>);
+
+#[cfg(test)]
+impl Observer for Stop {
+    fn step(&self, _what: &str) {}
+    fn progress(&self, _progress: Progress) {}
+    fn note(&self, _text: &str) {}
+    fn wants_abort(&self) -> bool {
+        self.0.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
 /// An observer that looks away.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unobserved;

@@ -157,19 +157,14 @@ impl Pull {
 
     /// Whether a disk that is read as these parts say reads the same without the images that it was pulled out of.
     pub(crate) fn has_all(&self, extents: &[Extent]) -> bool {
-        let end = extents
-            .last()
-            .map_or(0, |it| it.start.saturating_add(it.length));
-        end >= self.size && extents.iter().all(|extent| self.has(extent))
+        end_of(extents) >= self.size && extents.iter().all(|extent| self.has(extent))
     }
 
     /// Up to which byte it does so.
     pub(crate) fn has_up_to(&self, extents: &[Extent]) -> u64 {
         let lacking = extents.iter().find(|extent| !self.has(extent));
-        let end = extents
-            .last()
-            .map_or(0, |it| it.start.saturating_add(it.length));
-        lacking.map_or(end, |it| it.start).min(self.size)
+        let end = lacking.map_or_else(|| end_of(extents), |it| it.start);
+        end.min(self.size)
     }
 
     fn has(&self, extent: &Extent) -> bool {
@@ -263,6 +258,12 @@ impl DomainRecord {
             layer.below_written = written;
         }
     }
+}
+
+/// Up to which byte the parts of a disk go.
+fn end_of(extents: &[Extent]) -> u64 {
+    let last = extents.last();
+    last.map_or(0, |it| it.start.saturating_add(it.length))
 }
 
 #[cfg(test)]

@@ -157,6 +157,23 @@ pub struct Replica {
     pub state: ReplicaState,
 }
 
+#[cfg(test)]
+impl Replica {
+    /// One without disks, of the pair `p`.
+    pub(crate) fn of_nothing(state: ReplicaState) -> Self {
+        Self {
+            id: Uuid::nil(),
+            session: Uuid::nil(),
+            pair: "p".into(),
+            disks: Vec::new(),
+            configuration: "{}".into(),
+            domain_config: None,
+            checkpoint: None,
+            state,
+        }
+    }
+}
+
 /// How replication is on the secondary. Times are in seconds since 1970-01-01 00:00 UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -230,10 +247,4 @@ pub struct WantedDisk {
     pub format: ImageFormat,
     /// Its length as the guest sees it, in bytes.
     pub length: u64,
-}
-
-/// Seconds since 1970-01-01 00:00 UTC, by this host's clock.
-pub(crate) fn now() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |time| time.as_secs())
 }

@@ -209,14 +209,19 @@ pub struct Fresh {
     pub now: u64,
 }
 
+/// Seconds since 1970-01-01 00:00 UTC, by this host's clock.
+pub(crate) fn now() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |time| time.as_secs())
+}
+
 impl Fresh {
     /// New identities, and the time of this host's clock.
     pub fn now() -> Self {
-        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self {
             operation: Uuid::new_v4(),
             snapshot: SnapshotId::random(),
-            now: since_epoch.map_or(0, |time| time.as_secs()),
+            now: now(),
         }
     }
 }

@@ -9,16 +9,17 @@
 //! If it is killed, what it carried is cut, so QEMU's mirrors end by themselves and the guest goes on.
 
 use super::pair::Key;
-use super::protocol::{Refused, Why};
+use super::protocol::{Open, Refused, Why};
 use super::qdisk::{Guest, Limits, Pulse, checkpoint, end_mirrors, length_of, register};
-use super::remote::{Line, RemoteSecondary, Wanted, alive, ask_secondary};
+use super::remote::{Line, RemoteSecondary, alive, ask_secondary};
 use super::tunnel::{End, Tunnel};
 use super::{Mode, Registry};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
 use crate::model::replica::{
-    Checkpoint, Primary, PrimaryState, ReplicationRecord, Role, WantedDisk, now,
+    Checkpoint, Primary, PrimaryState, ReplicationRecord, Role, WantedDisk,
 };
+use crate::plan::now;
 use crate::port::{Worker, own_process};
 use crate::store::{DomainStore, absent_is_fine, private_directory};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -141,24 +142,23 @@ impl<'a> Keeper<'a> {
     /// # Errors
     /// Those of either side; nothing is left running then, and it is written down: as lost, if the other side has failed
     /// over.
-    pub fn start(mut setup: Setup<'a>, observer: &dyn Observer) -> Result<Self> {
+    pub fn start(setup: Setup<'a>, observer: &dyn Observer) -> Result<Self> {
         let mut primary = primary_of(&setup.record)?.clone();
         primary.keeper = own_process();
-        setup.record.role = Role::Primary(primary.clone());
-        setup.store.remember_replication(&setup.record)?;
+        write_down(&setup, &primary)?;
         let directory = directory(setup.run, primary.session);
         let begun = begin(&setup, &primary, &directory, observer);
         let (disks, secondary, tunnel, last) = begun.map_err(|error| {
-            primary.state = match Refused::of(&error) {
-                Some(Why::Lost { at, .. }) => PrimaryState::Lost { at },
-                _ => PrimaryState::Broken {
-                    at: now(),
-                    why: error.report(),
-                },
-            };
+            primary.state = broken_by(&error);
             primary.keeper = None;
             let _ = std::fs::remove_dir_all(&directory);
-            remember(&setup, &primary, error)
+            match write_down(&setup, &primary) {
+                Ok(()) => error,
+                Err(failed) => error.hint(format!(
+                    "that could not be written down: {}",
+                    failed.report()
+                )),
+            }
         })?;
         let mut keeper = Self {
             setup,
@@ -192,8 +192,7 @@ impl<'a> Keeper<'a> {
 
     fn say(&mut self, state: PrimaryState) -> Result<()> {
         self.primary.state = state;
-        self.setup.record.role = Role::Primary(self.primary.clone());
-        self.setup.store.remember_replication(&self.setup.record)
+        write_down(&self.setup, &self.primary)
     }
 
     /// Makes the present what the secondary keeps.
@@ -226,20 +225,14 @@ impl<'a> Keeper<'a> {
     /// The guest goes on alone.
     fn break_off(&mut self, error: &Error) {
         self.tunnel.cut();
-        let state = match Refused::of(error) {
-            Some(Why::Lost { at, .. }) => PrimaryState::Lost { at },
-            _ => PrimaryState::Broken {
-                at: now(),
-                why: error.report(),
-            },
-        };
         tracing::error!(
             "replication of '{}': {}",
             self.setup.record.domain,
             error.report()
         );
         let ended = self.disks.stop_all(false);
-        for error in [ended.err(), self.say(state).err()].into_iter().flatten() {
+        let written = self.say(broken_by(error));
+        for error in [ended.err(), written.err()].into_iter().flatten() {
             tracing::error!("{}", error.report());
         }
     }
@@ -390,17 +383,23 @@ pub(crate) fn way_out(state: &PrimaryState) -> &'static str {
     }
 }
 
-/// Writes down how it is, and returns the error that led to it.
-fn remember(setup: &Setup<'_>, primary: &Primary, error: Error) -> Error {
-    let mut record = setup.record.clone();
-    record.role = Role::Primary(primary.clone());
-    match setup.store.remember_replication(&record) {
-        Ok(()) => error,
-        Err(failed) => error.hint(format!(
-            "that could not be written down: {}",
-            failed.report()
-        )),
+/// How it is after an error.
+fn broken_by(error: &Error) -> PrimaryState {
+    match Refused::of(error) {
+        Some(Why::Lost { at, .. }) => PrimaryState::Lost { at },
+        _ => PrimaryState::Broken {
+            at: now(),
+            why: error.report(),
+        },
     }
+}
+
+/// Writes down how it is.
+fn write_down(setup: &Setup<'_>, primary: &Primary) -> Result<()> {
+    setup.store.remember_replication(&ReplicationRecord {
+        role: Role::Primary(primary.clone()),
+        ..setup.record.clone()
+    })
 }
 
 type Begun = (Registry, Registry, Tunnel, Arc<Mutex<Option<Checkpoint>>>);
@@ -424,7 +423,7 @@ fn begin(
             length: length_of(&setup.qemu, disk, limits)?,
         })
     });
-    let wanted = Wanted {
+    let wanted = Open {
         session: primary.session,
         generation: setup.record.generation,
         disks: wanted.collect::<Result<_>>()?,
@@ -527,15 +526,7 @@ pub fn tell(run: &Path, session: Uuid, command: Command, limit: Duration) -> Res
     let said = tell_line(&stream, &command, COMMAND_LIMIT).and_then(|()| hear(&stream, limit));
     match said {
         Ok(Said::Done(progress)) => Ok(progress),
-        Ok(Said::Failed(text)) => {
-            let (context, hint) = text.split_once("\n  ").unwrap_or((&text, ""));
-            let error = Error::new(ErrorKind::Toolstack, context);
-            Err(if hint.is_empty() {
-                error
-            } else {
-                error.hint(hint)
-            })
-        }
+        Ok(Said::Failed(text)) => Err(Error::reported(ErrorKind::Toolstack, &text)),
         Err(error) => {
             let what = "talk to the process that keeps replication going";
             Err(Error::new(ErrorKind::Toolstack, what).because(error))

@@ -53,7 +53,7 @@ pub(super) enum Request {
 }
 
 /// The start of replication.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Open {
     pub(super) session: Uuid,
     /// Has to be higher than the one that is known there.

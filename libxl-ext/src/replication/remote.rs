@@ -5,7 +5,7 @@ use super::pair::Key;
 use super::protocol::{Answer, Hello, Open, Purpose, Refused, Request, Seen, VERSION};
 use super::{Mode, ReplicationOps};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::replica::{Checkpoint, WantedDisk};
+use crate::model::replica::Checkpoint;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use uuid::Uuid;
@@ -134,19 +134,11 @@ fn in_words(error: std::io::Error) -> std::io::Error {
     }
 }
 
-/// What is opened there.
-pub(super) struct Wanted {
-    pub(super) session: Uuid,
-    pub(super) generation: u64,
-    pub(super) disks: Vec<WantedDisk>,
-    pub(super) configuration: String,
-    pub(super) domain_config: Option<String>,
-}
-
 /// All disks of the domain at the secondary.
 pub(super) struct RemoteSecondary {
     pub(super) line: Arc<Line>,
-    pub(super) wanted: Wanted,
+    /// What is opened there.
+    pub(super) wanted: Open,
     /// How long it may be silent: the guest stands still for a checkpoint.
     pub(super) heartbeat: Duration,
     /// The last checkpoint.
@@ -167,23 +159,9 @@ impl ReplicationOps for RemoteSecondary {
         if mode != Mode::Secondary {
             return Err(super::qdisk::wrong_mode(mode));
         }
-        let Wanted {
-            session,
-            generation,
-            disks,
-            configuration,
-            domain_config,
-        } = &self.wanted;
-        let open = Open {
-            session: *session,
-            generation: *generation,
-            disks: disks.clone(),
-            configuration: configuration.clone(),
-            domain_config: domain_config.clone(),
-        };
         self.ask(
             "start replication",
-            &Request::Open(Box::new(open)),
+            &Request::Open(Box::new(self.wanted.clone())),
             OPEN_LIMIT,
         )
     }

@@ -11,9 +11,10 @@ use crate::event::Observer;
 use crate::model::disk::{DiskTarget, ImageFormat};
 use crate::model::name::domain_directory;
 use crate::model::replica::{
-    Checkpoint, PrimaryState, Replica, ReplicaState, ReplicationRecord, Role, WantedDisk, now,
+    Checkpoint, PrimaryState, Replica, ReplicaState, ReplicationRecord, Role, WantedDisk,
 };
 use crate::model::replication;
+use crate::plan::now;
 use crate::port::Images;
 use crate::port::qemu_img::{self, QemuImg};
 use crate::store::{DomainLock, DomainStore, LockWait, Store, atomic, private_directory};

@@ -6,10 +6,10 @@ use crate::event::Observer;
 use crate::model::disk::DiskTarget;
 use crate::model::domain::{DomainLife, DomainState};
 use crate::model::replica::{
-    Checkpoint, Pace, Primary, PrimaryState, Replica, ReplicaState, ReplicationRecord, Role, now,
+    Checkpoint, Pace, Primary, PrimaryState, Replica, ReplicaState, ReplicationRecord, Role,
 };
 use crate::observe::{self, Target, observe};
-use crate::plan;
+use crate::plan::{self, now};
 use crate::port::{Worker, is_alive};
 use crate::replication::keeper::{self, Command, Keeper, Progress, Setup};
 use crate::replication::qdisk::{DomainGuest, Limits, end_mirrors};
@@ -372,16 +372,11 @@ impl Host {
                     keeper::tell(run, primary.session, Command::Status, STATUS_LIMIT).ok()
                 });
                 let told = told.flatten();
-                let state = told.as_ref().map_or_else(
-                    || {
-                        if is_served {
-                            primary.state.clone()
-                        } else {
-                            broken(&primary)
-                        }
-                    },
-                    |told| told.state.clone(),
-                );
+                let state = match &told {
+                    Some(told) => told.state.clone(),
+                    None if is_served => primary.state.clone(),
+                    None => broken(&primary),
+                };
                 let (since, why) = match &state {
                     PrimaryState::Starting => (None, None),
                     PrimaryState::Running { since: at }

@@ -225,18 +225,23 @@ impl DomainStore {
             }
             opened => opened?,
         };
-        if record.domain != self.name {
-            return Err(Error::new(
-                ErrorKind::Corrupt,
-                format!(
-                    "{} belongs to domain '{}', not to '{}'",
-                    path.display(),
-                    record.domain,
-                    self.name
-                ),
-            ));
-        }
+        self.require_own(&path, &record.domain)?;
         Ok(RecordFile::Whole(Box::new(record)))
+    }
+
+    /// Refuses a file that says that it is another domain's.
+    fn require_own(&self, path: &Path, domain: &str) -> Result<()> {
+        if domain == self.name {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Corrupt,
+            format!(
+                "{} belongs to domain '{domain}', not to '{}'",
+                path.display(),
+                self.name
+            ),
+        ))
     }
 
     /// Replaces the record in one step that a crash cannot split.

@@ -2,7 +2,7 @@
 //! the domain's lock alone, and at other times.
 
 use super::{DomainStore, Envelope, Store, absent_is_fine, atomic};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::model::replica::ReplicationRecord;
 use std::path::{Path, PathBuf};
 
@@ -58,18 +58,10 @@ impl DomainStore {
     pub(crate) fn replication(&self) -> Result<Option<ReplicationRecord>> {
         let path = self.replication_path();
         let record = read(&path)?;
-        match record {
-            Some(record) if record.domain != self.name => Err(Error::new(
-                ErrorKind::Corrupt,
-                format!(
-                    "{} belongs to domain '{}', not to '{}'",
-                    path.display(),
-                    record.domain,
-                    self.name
-                ),
-            )),
-            record => Ok(record),
+        if let Some(record) = &record {
+            self.require_own(&path, &record.domain)?;
         }
+        Ok(record)
     }
 
     /// Remembers it, in one step that a crash cannot split.
@@ -83,6 +75,7 @@ impl DomainStore {
             &Envelope::REPLICATION.seal(record)?,
         )
     }
+
     /// Remembers nothing of it any more.
     ///
     /// # Errors
@@ -105,8 +98,8 @@ fn read(path: &Path) -> Result<Option<ReplicationRecord>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
     use crate::model::replica::{Replica, ReplicaState, Role};
-    use uuid::Uuid;
 
     #[test]
     fn what_is_remembered_is_found_and_belongs_to_the_domain() {
@@ -116,16 +109,7 @@ mod tests {
         let record = |domain: &str, generation| ReplicationRecord {
             domain: domain.into(),
             generation,
-            role: Role::Secondary(Replica {
-                id: Uuid::nil(),
-                session: Uuid::nil(),
-                pair: "p".into(),
-                disks: Vec::new(),
-                configuration: "{}".into(),
-                domain_config: None,
-                checkpoint: None,
-                state: ReplicaState::FailingOver { at: 7 },
-            }),
+            role: Role::Secondary(Replica::of_nothing(ReplicaState::FailingOver { at: 7 })),
         };
         let (g, h) = (store.domain("g/1"), store.domain("h"));
         assert_eq!(g.replication().unwrap(), None);

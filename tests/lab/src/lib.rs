@@ -19,6 +19,7 @@ pub mod qemu;
 mod random;
 pub mod results;
 pub mod run_dir;
+mod script;
 pub mod ssh;
 pub mod step;
 pub mod steps;

@@ -25,7 +25,9 @@ use libxl_ext::{Error, ErrorKind, Result};
 use serde::Serialize;
 use serde_json::Value;
 use std::io::Write;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
+use std::process::{self, Stdio};
 
 /// What a command has to work with.
 struct Context {
@@ -170,10 +172,28 @@ fn things_amiss(count: usize) -> String {
     }
 }
 
+/// Another process of this program, for the same store, which goes on when we end and of which nothing is read or heard.
+fn own_command(context: &Context) -> std::io::Result<process::Command> {
+    let mut command = process::Command::new(std::env::current_exe()?);
+    command
+        .arg("--store")
+        .arg(&context.store)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0);
+    Ok(command)
+}
+
 fn print_json(value: &impl Serialize) -> Result<()> {
+    print(&json_text(value)?)
+}
+
+/// JSON as it is printed.
+fn json_text(value: &impl Serialize) -> Result<String> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Error::new(ErrorKind::Io, "write JSON").because(error))?;
-    print(&format!("{text}\n"))
+    Ok(format!("{text}\n"))
 }
 
 /// Prints to standard output. A reader that has gone away is no failure of the command.

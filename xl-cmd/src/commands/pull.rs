@@ -1,6 +1,6 @@
 //! `block-pull`, `block-pull-info`, `block-pull-abort` and `block-pull-set-speed`
 
-use super::{Context, finish, print, print_json};
+use super::{Context, finish, own_command, print, print_json};
 use crate::args::{BlockPull, BlockPullAbort, BlockPullInfo, BlockPullSetSpeed};
 use crate::as_xl::dry_run;
 use crate::render;
@@ -9,8 +9,6 @@ use libxl_ext::plan::{Increment, PullRequest, Request};
 use libxl_ext::snapshot::{PullInfo, PullProgress};
 use libxl_ext::{Error, ErrorKind, Result};
 use serde_json::json;
-use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
 
 pub(super) fn run(context: &Context, args: &BlockPull) -> Result<()> {
     let request = request(args)?;
@@ -75,15 +73,9 @@ fn request(args: &BlockPull) -> Result<PullRequest> {
 /// The last act of a pull is ours to do: somebody has to be there when everything is copied. If nobody is, the next command
 /// does it.
 fn watch_in_background(context: &Context, domain: &str, disk: &str) {
-    let started = std::env::current_exe().and_then(|program| {
-        Command::new(program)
-            .arg("--store")
-            .arg(&context.store)
+    let started = own_command(context).and_then(|mut command| {
+        command
             .args(["block-pull-info", "--watch", "--", domain, disk])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0)
             .spawn()
     });
     if let Err(error) = started {

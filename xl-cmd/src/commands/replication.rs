@@ -6,7 +6,7 @@ mod pair;
 pub(super) use failover::run as fail_over;
 pub(super) use pair::run as pair;
 
-use super::{Context, print, print_json};
+use super::{Context, json_text, own_command, print, print_json};
 use crate::args::{
     ReplicationKeep, ReplicationOf, ReplicationServe, ReplicationStart, ReplicationStatus,
     ReplicationStop,
@@ -23,9 +23,8 @@ use libxl_ext::snapshot::{ReplicationInfo, ReplicationRequest};
 use libxl_ext::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 /// Longest configuration file that goes along, in bytes.
@@ -103,21 +102,16 @@ fn keep_in_background(context: &Context, record: &ReplicationRecord) -> Result<(
         return Err(Error::new(ErrorKind::DomainState, "this is no primary"));
     };
     let failed = |error: std::io::Error| Error::io("start the process that keeps it going", error);
-    let mut child = std::env::current_exe()
-        .and_then(|program| {
-            Command::new(program)
-                .arg("--store")
-                .arg(&context.store)
+    let mut child = own_command(context)
+        .and_then(|mut command| {
+            command
                 .args([
                     "replication-keep",
                     "--session",
                     &primary.session.to_string(),
                 ])
                 .args(["--", &record.domain])
-                .stdin(Stdio::null())
                 .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .process_group(0)
                 .spawn()
         })
         .map_err(failed)?;
@@ -150,13 +144,7 @@ fn keep_in_background(context: &Context, record: &ReplicationRecord) -> Result<(
         Some(Told::Ready(_)) => Ok(()),
         Some(Told::Failed(text)) => {
             let _ = child.wait();
-            let (context, hint) = text.split_once("\n  ").unwrap_or((&text, ""));
-            let error = Error::new(ErrorKind::Toolstack, context);
-            Err(if hint.is_empty() {
-                error
-            } else {
-                error.hint(hint)
-            })
+            Err(Error::reported(ErrorKind::Toolstack, &text))
         }
         _ => {
             let _ = child.wait();
@@ -259,12 +247,11 @@ fn show(context: &Context, domain: Option<&str>, json: bool) -> Result<()> {
 }
 
 fn said(infos: &[ReplicationInfo], json: bool) -> Result<String> {
-    if !json {
-        return Ok(render::replications(infos, &TimeZone::system()));
+    if json {
+        json_text(&infos)
+    } else {
+        Ok(render::replications(infos, &TimeZone::system()))
     }
-    let text = serde_json::to_string_pretty(infos)
-        .map_err(|error| Error::new(ErrorKind::Io, "write JSON").because(error))?;
-    Ok(format!("{text}\n"))
 }
 
 pub(super) fn stop(context: &Context, args: &ReplicationStop) -> Result<()> {

@@ -3,7 +3,7 @@
 use super::execute;
 use super::world::{IMAGES, NAME, Shared};
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::{Observer, Progress, Unobserved};
+use crate::event::{Stop, Unobserved};
 use crate::model::disk::DeviceDisk;
 use crate::model::replica::{
     Pace, Primary, PrimaryState, Replica, ReplicaState, ReplicationRecord, Role,
@@ -13,9 +13,7 @@ use crate::replication::{Pair, Pairs, Replicas, Server};
 use crate::snapshot::{Host, ReplicationRequest};
 use crate::store::{DomainStore, Store};
 use std::net::TcpListener;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use uuid::Uuid;
+use std::sync::atomic::Ordering;
 
 /// The other host: it listens until it is dropped.
 struct Other {
@@ -24,21 +22,6 @@ struct Other {
     stop: Stop,
     thread: Option<std::thread::JoinHandle<()>>,
     _root: tempfile::TempDir,
-}
-
-#[derive(Clone, Default)]
-struct Stop(Arc<AtomicBool>);
-
-impl Observer for Stop {
-    fn step(&self, _: &str) {}
-
-    fn progress(&self, _: Progress) {}
-
-    fn note(&self, _: &str) {}
-
-    fn wants_abort(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
 }
 
 impl Drop for Other {
@@ -70,16 +53,7 @@ impl Other {
         let record = ReplicationRecord {
             domain: NAME.into(),
             generation,
-            role: Role::Secondary(Replica {
-                id: Uuid::nil(),
-                session: Uuid::nil(),
-                pair: "p".into(),
-                disks: Vec::new(),
-                configuration: "{}".into(),
-                domain_config: None,
-                checkpoint: None,
-                state,
-            }),
+            role: Role::Secondary(Replica::of_nothing(state)),
         };
         self.store
             .domain(NAME)

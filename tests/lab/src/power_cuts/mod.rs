@@ -9,9 +9,6 @@ mod checks;
 mod model;
 
 use std::fmt::{self, Write as _};
-use std::io::{BufRead as _, BufReader};
-use std::process::Stdio;
-use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,6 +18,7 @@ use crate::guest::{Guest, GuestSpec};
 use crate::host::Lab;
 use crate::product::Product;
 use crate::random::Random;
+use crate::script::Script;
 use crate::ssh::quote;
 use checks::Found;
 use model::{Action, Kind, Model};
@@ -165,54 +163,21 @@ fn cut_during(
             action.script(lab)
         );
     }
-    let mut ssh = lab
-        .ssh_command()
-        .args(["root@127.0.0.1", &script])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("cannot start ssh")?;
-    let pipe = ssh.stdout.take().context("ssh without a pipe")?;
-    let (sender, said) = mpsc::channel();
-    let reader = thread::spawn(move || {
-        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-            if sender.send(line).is_err() {
-                break;
-            }
-        }
-    });
-    let mut heard = Vec::new();
-    let result = hear_until(&said, &format!("begin {at}"), &mut heard);
+    let mut script = Script::begin(lab, &script)?;
+    let result = script.hear(&format!("begin {at}"));
     let began = Instant::now();
     if result.is_ok() {
         thread::sleep(after);
     }
     let cut = lab.power_cut();
     let after = began.elapsed();
-    drop(ssh.kill());
-    drop(ssh.wait());
-    drop(reader.join());
-    heard.extend(said.try_iter());
+    let heard = script.end();
     result.and(cut)?;
     if let Some(failed) = heard.iter().position(|line| line.starts_with("failed")) {
         bail!("of {actions:?}: {}", heard[failed..].join("\n"));
     }
     let done = heard.iter().filter(|line| line.starts_with("done")).count();
     Ok((done, after))
-}
-
-fn hear_until(said: &Receiver<String>, wanted: &str, heard: &mut Vec<String>) -> Result<()> {
-    loop {
-        let line = said
-            .recv_timeout(LIMIT)
-            .with_context(|| format!("waiting for {wanted:?}, heard: {}", heard.join("\n")))?;
-        let is_wanted = line == wanted;
-        heard.push(line);
-        if is_wanted {
-            return Ok(());
-        }
-    }
 }
 
 impl fmt::Display for Cut {

@@ -7,7 +7,6 @@ mod hosts;
 mod own_disk;
 mod rounds;
 mod scenarios;
-mod script;
 mod sequence;
 
 use std::path::Path;

@@ -9,10 +9,10 @@ use anyhow::{Context, Result, ensure};
 
 use super::figures::{ANSWERS, CHECKPOINT, COPY, FAILOVER, Figures, PAUSE, ROUND};
 use super::hosts::{HEARTBEAT_MS, Hosts, Side, images};
-use super::script::Script;
 use super::sequence::{BATCH, Places, VDEVS};
 use crate::guest::{Guest, GuestSpec, Mark, image_sum};
 use crate::random::Random;
+use crate::script::Script;
 use crate::ssh::quote;
 
 /// The guests' names.
@@ -186,7 +186,7 @@ impl Rounds {
                 Kind::During => continue,
             };
             let mut script = Script::begin(hosts.lab(here), &script)?;
-            script.hear(beginning)?;
+            script.hear_beginning(beginning)?;
             scripts.push((domain.name, script));
         }
         thread::sleep(Duration::from_millis(self.random.below(8000)));
@@ -200,7 +200,7 @@ impl Rounds {
             let command = product.command("replication-checkpoint {}");
             let script = format!("echo begin; {command}; echo done");
             let mut script = Script::begin(hosts.lab(here), &script)?;
-            script.hear("begin")?;
+            script.hear_beginning("begin")?;
             scripts.push((domain.name, script));
         }
         thread::sleep(takes.mul_f64(self.random.fraction()));

@@ -2,7 +2,7 @@
 
 use super::lab::{Lab, MIB, Quiet};
 use crate::error::{ErrorKind, Result};
-use crate::event::{Observer, Progress, Unobserved};
+use crate::event::{Stop, Unobserved};
 use crate::model::disk::DiskTarget;
 use crate::model::domain::DomainLife;
 use crate::model::replica::{
@@ -14,8 +14,7 @@ use crate::store::Store;
 use rustix::process::Signal;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use uuid::Uuid;
@@ -24,22 +23,6 @@ const DOMAIN: &str = "web 1";
 
 /// Longer than anything takes that is not silent.
 const PATIENT: u64 = 60_000;
-
-/// Something that can be told to stop.
-#[derive(Clone, Default)]
-struct Stop(Arc<AtomicBool>);
-
-impl Observer for Stop {
-    fn step(&self, _: &str) {}
-
-    fn progress(&self, _: Progress) {}
-
-    fn note(&self, _: &str) {}
-
-    fn wants_abort(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
 
 /// Tells it when it is dropped, be it that a test has failed.
 struct Ends(Stop);

@@ -4,14 +4,17 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::LIMIT;
 use crate::host::Lab;
 
+/// How long it may be silent: long enough for any command on a loaded machine.
+const LIMIT: Duration = Duration::from_secs(300);
+
 /// It is ended with us.
-pub(super) struct Script {
+pub(crate) struct Script {
     ssh: Child,
     said: Receiver<String>,
     reader: Option<JoinHandle<()>>,
@@ -19,7 +22,7 @@ pub(super) struct Script {
 }
 
 impl Script {
-    pub(super) fn begin(lab: &Lab, script: &str) -> Result<Self> {
+    pub(crate) fn begin(lab: &Lab, script: &str) -> Result<Self> {
         let mut ssh = lab
             .ssh_command()
             .args(["root@127.0.0.1", script])
@@ -45,14 +48,25 @@ impl Script {
         })
     }
 
+    /// Waits until it says this line.
+    pub(crate) fn hear(&mut self, line: &str) -> Result<()> {
+        self.hear_until(line, |said| said == line)
+    }
+
     /// Waits until it says a line that begins so.
-    pub(super) fn hear(&mut self, beginning: &str) -> Result<()> {
+    pub(crate) fn hear_beginning(&mut self, beginning: &str) -> Result<()> {
+        self.hear_until(beginning, |said| said.starts_with(beginning))
+    }
+
+    fn hear_until(&mut self, wanted: &str, is_it: impl Fn(&str) -> bool) -> Result<()> {
         loop {
+            let heard =
+                |heard: &[String]| format!("waiting for {wanted:?}, heard: {}", heard.join("\n"));
             let line = self
                 .said
                 .recv_timeout(LIMIT)
-                .with_context(|| format!("waiting for {beginning:?}, heard {:?}", self.heard))?;
-            let is_wanted = line.starts_with(beginning);
+                .with_context(|| heard(&self.heard))?;
+            let is_wanted = is_it(&line);
             self.heard.push(line);
             if is_wanted {
                 return Ok(());
@@ -61,7 +75,7 @@ impl Script {
     }
 
     /// All that was heard of it, now that its host is gone.
-    pub(super) fn end(mut self) -> Vec<String> {
+    pub(crate) fn end(mut self) -> Vec<String> {
         self.kill();
         let mut heard = std::mem::take(&mut self.heard);
         heard.extend(self.said.try_iter());
