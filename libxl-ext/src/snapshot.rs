@@ -132,6 +132,21 @@ impl Host {
         request: &Request,
         observer: &dyn Observer,
     ) -> Result<Done> {
+        if !matches!(request, Request::ManagedStart(_)) {
+            return self.execute_now(domain, request, observer);
+        }
+        self.ports.restorer.make_ready(self.keeper);
+        let done = self.execute_now(domain, request, observer);
+        self.ports.restorer.stand_down();
+        done
+    }
+
+    fn execute_now(
+        &self,
+        domain: &str,
+        request: &Request,
+        observer: &dyn Observer,
+    ) -> Result<Done> {
         let (target, lock) = self.open(domain, request, observer)?;
         if matches!(request, Request::ManagedSaveRemove) {
             self.mend_record(&target, &lock, observer)?;

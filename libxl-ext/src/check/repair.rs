@@ -76,7 +76,10 @@ pub(crate) fn perform(
         match repair {
             Repair::KeepDamaged { kept_as } => keep(&store.record_path(), kept_as),
             Repair::WriteRecord { record, .. } => store.save(record),
-            Repair::WriteCopies => store.write_copies(&store.load()?),
+            Repair::WriteCopies => {
+                store.write_copies(&store.load()?)?;
+                atomic::sync_directory(store.directory())
+            }
             Repair::RemoveTemporary { path } => remove(path),
             Repair::CollectPacks => collect_packs(store),
             Repair::RemoveDirectory { id } => store.remove_snapshot_directory(*id),

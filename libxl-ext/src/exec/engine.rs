@@ -41,6 +41,7 @@ pub fn run(
         plan,
         may_still_suspend: false,
         killed_at: None,
+        is_announced: Cell::new(false),
         images_are_ours: Cell::new(false),
         has_written: Cell::new(false),
     };
@@ -54,7 +55,9 @@ pub fn run(
         let result = abort_wanted(observer, at <= no_loss)
             .inspect(|()| fault::at_step(Way::Do, at, step, Stage::Next))
             .and_then(|()| {
-                if step.needs_no_word() {
+                // Past that, recovery does all that is left, begun or not.
+                let is_sure = plan.is_final_once_started() && at > no_return;
+                if step.needs_no_word() || is_sure {
                     journal.note(at)
                 } else {
                     journal.begin(at)
@@ -115,6 +118,7 @@ fn give_up(
     let performer = Performer {
         // libxl lost patience, but the guest may still have the request.
         may_still_suspend: error.kind() == ErrorKind::GuestTimeout,
+        is_announced: performer.is_announced.clone(),
         images_are_ours: Cell::new(false),
         has_written: Cell::new(false),
         ..*performer

@@ -53,6 +53,8 @@ pub(super) struct Performer<'a> {
     pub(super) may_still_suspend: bool,
     /// When the process whose operation is being ended wrote last to the journal, if that was killed.
     pub(super) killed_at: Option<SystemTime>,
+    /// Whether xenstore may say how far the operation is.
+    pub(super) is_announced: Cell<bool>,
     /// Whether the images were found as they were left: what is written to them from then on is ours.
     pub(super) images_are_ours: Cell<bool>,
     /// Whether we may have written to images while an operation that was killed was ended.
@@ -196,12 +198,17 @@ impl Performer<'_> {
     pub(super) fn post_progress(&self, done: usize) {
         let kind = self.plan.operation.as_str();
         let value = format!("{kind} {done} {} running", self.plan.steps.len());
-        self.on_board("post", |domid| self.ports.board.post(domid, "job", &value));
+        self.on_board("post", |domid| {
+            self.is_announced.set(true);
+            self.ports.board.post(domid, "job", &value)
+        });
     }
 
     /// The operation has ended.
     pub(super) fn withdraw_progress(&self) {
-        self.on_board("withdraw", |domid| self.ports.board.withdraw(domid, "job"));
+        if self.is_announced.take() {
+            self.on_board("withdraw", |domid| self.ports.board.withdraw(domid, "job"));
+        }
     }
 
     fn on_board(&self, what: &str, act: impl FnOnce(u32) -> Result<()>) {

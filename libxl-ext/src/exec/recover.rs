@@ -45,6 +45,7 @@ pub fn recover(
         may_still_suspend: true,
         killed_at: progress.written,
         images_are_ours: Cell::new(false),
+        is_announced: Cell::new(true),
         has_written: Cell::new(false),
     };
     let what = plan.title_within_domain();

@@ -178,8 +178,10 @@ pub(super) fn start(
         },
         Step::RemoveDirectory { id },
         Step::CollectPacks,
-        Step::Announce,
     ]);
+    // In xenstore the restored domain is a new one.
+    let current = inventory.record.current.map(|_| Step::Announce);
+    plan.steps.extend(current);
     Ok(plan)
 }
 

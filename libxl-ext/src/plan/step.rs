@@ -447,18 +447,42 @@ pub enum StoreChange {
 }
 
 impl Step {
-    /// Whether recovery need not know that it had begun, since it only looks, or tidies up what is done again whoever
-    /// comes. A flush costs as much as all else that such a step does.
+    /// Whether recovery need not know after a power cut that it had begun: it only looks, or what it changes ends with
+    /// the host, or is seen for itself, or is done again whoever comes. A flush costs as much as all else that such a
+    /// step does.
     pub fn needs_no_word(&self) -> bool {
-        self.is_brief() || matches!(self, Self::Prove { .. })
+        matches!(
+            self,
+            Self::Prove { .. }
+                | Self::HoldMonitor { .. }
+                | Self::ReleaseMonitor { .. }
+                | Self::RequireAbsent { .. }
+                | Self::RequireOff
+                | Self::StampImages { .. }
+                | Self::Commit {
+                    change: StoreChange::KeepManaged { .. }
+                }
+                | Self::RemoveDirectory { .. }
+                | Self::CollectPacks
+                | Self::Announce
+        )
     }
 
     /// Whether it is over before anybody could read in xenstore that it has begun.
     pub fn is_brief(&self) -> bool {
         matches!(
             self,
-            Self::RequireOff
+            Self::CreateDirectory { .. }
+                | Self::Wake { .. }
+                | Self::Pause { .. }
+                | Self::HoldMonitor { .. }
+                | Self::ReleaseMonitor { .. }
                 | Self::RequireAbsent { .. }
+                | Self::RequireOff
+                | Self::StampImages { .. }
+                | Self::Seal { .. }
+                | Self::Start { .. }
+                | Self::Commit { .. }
                 | Self::RemoveDirectory { .. }
                 | Self::CollectPacks
                 | Self::Announce

@@ -58,9 +58,14 @@ impl Sink for Feed {
     }
 }
 
-/// Has `restore` read what `head` and `content` are together. The other end is written by a thread of ours. If an image
-/// turns out not to be what was written, the stream is cut short, which no restore takes for a whole one, and the
-/// error says so instead of what whoever restored made of it.
+/// A pipe for an image: the end that is read, and the one that [`fed_through`] writes to.
+pub(super) fn image_pipe(what: &str) -> Result<(OwnedFd, PipeWriter)> {
+    let (reader, writer) = std::io::pipe().map_err(|error| Error::io(what, error))?;
+    pipe::widen(&writer);
+    Ok((reader.into(), writer))
+}
+
+/// As [`fed_through`], through a pipe of its own.
 pub(super) fn fed<T>(
     head: &[u8],
     content: Content,
@@ -68,8 +73,21 @@ pub(super) fn fed<T>(
     observer: &dyn Observer,
     restore: impl FnOnce(OwnedFd) -> Result<T>,
 ) -> Result<T> {
-    let (reader, writer) = std::io::pipe().map_err(|error| Error::io(what, error))?;
-    pipe::widen(&writer);
+    let (reader, writer) = image_pipe(what)?;
+    fed_through(writer, head, content, what, observer, || restore(reader))
+}
+
+/// Has `restore` read what `head` and `content` are together, from the other end of the pipe. This one is written to by
+/// a thread of ours. If an image turns out not to be what was written, the stream is cut short, which no restore takes
+/// for a whole one, and the error says so instead of what whoever restored made of it.
+pub(super) fn fed_through<T>(
+    writer: PipeWriter,
+    head: &[u8],
+    content: Content,
+    what: &str,
+    observer: &dyn Observer,
+    restore: impl FnOnce() -> Result<T>,
+) -> Result<T> {
     std::thread::scope(|scope| {
         let feeder = scope.spawn(move || {
             let failed = |error| Unfed::Sink(Error::io("hand out a memory image", error));
@@ -77,7 +95,7 @@ pub(super) fn fed<T>(
             to.write_all(head).map_err(failed)?;
             content.feed(&mut to, observer)
         });
-        let restored = restore(reader.into());
+        let restored = restore();
         let fed = feeder.join().unwrap_or_else(|_| {
             let context = "the thread that reads memory panicked";
             Err(Unfed::Image(Error::new(crate::ErrorKind::Io, context)))

@@ -520,6 +520,13 @@ pub trait Monitors {
 
 /// Whoever makes a domain out of a memory image.
 pub trait Restorer {
+    /// A restore is to come: what it begins with, and needs no image for, may be done from now on, beside what is
+    /// looked at first. It changes nothing, and what becomes of it [`Restorer::restore_paused`] says.
+    fn make_ready(&self, _keeper: Keeper) {}
+
+    /// No restore is to come any more.
+    fn stand_down(&self) {}
+
     /// Restores the domain and leaves it paused: it has not run yet. `keeper` acts on what it does later.
     /// Its disks are as the image says, but for `switches`. `observer` hears how much of the image has been taken,
     /// unless it is a plain file that whoever restores opens itself.
@@ -583,7 +590,7 @@ impl Ports {
             pulls: Box::new(qmp::QemuMonitors),
             images: Box::new(qemu_img::QemuImg),
             monitors: Box::new(monitor::XlMonitors),
-            restorer: Box::new(restore::Restore),
+            restorer: Box::new(restore::Restore::default()),
             board: Box::new(xenstore::Xenstore),
         })
     }

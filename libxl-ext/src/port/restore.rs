@@ -9,12 +9,27 @@ use crate::memory::{Content, Kept, read_header};
 use crate::model::configuration::redirect;
 use crate::model::domain::Keeper;
 use crate::plan::Switch;
+use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// Both ways to restore a domain.
-pub struct Restore;
+#[derive(Default)]
+pub struct Restore {
+    ready: RefCell<Option<xl::Ready>>,
+}
 
 impl Restorer for Restore {
+    fn make_ready(&self, keeper: Keeper) {
+        if keeper == Keeper::Xl {
+            // Why it cannot be started is found out when it is needed.
+            *self.ready.borrow_mut() = xl::Ready::start("start xl ahead of time").ok();
+        }
+    }
+
+    fn stand_down(&self) {
+        self.ready.take();
+    }
+
     fn restore_paused(
         &self,
         memory: &Kept,
@@ -23,7 +38,7 @@ impl Restorer for Restore {
         observer: &dyn Observer,
     ) -> Result<()> {
         match keeper {
-            Keeper::Xl => xl::restore_paused(memory, switches, observer),
+            Keeper::Xl => xl::restore_paused(self.ready.take(), memory, switches, observer),
             Keeper::Caller => restore_paused(memory, switches, observer),
         }
     }

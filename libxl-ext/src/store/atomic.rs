@@ -13,6 +13,12 @@ pub(super) const TEMPORARY: &str = ".new-";
 /// Replaces `path` by `content`: temporary file in the same directory, fsync, rename, fsync of the
 /// directory.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    replace_but_for_flush(path, content)?;
+    sync_directory(parent(path)?)
+}
+
+/// As [`replace`], but for the directory's fsync: until that, a power cut may bring the old file back.
+pub(crate) fn replace_but_for_flush(path: &Path, content: &[u8]) -> Result<()> {
     let directory = parent(path)?;
     let failed = |error: std::io::Error| Error::io(format!("write {}", path.display()), error);
     room::needed().map_err(failed)?;
@@ -26,7 +32,7 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
     temporary
         .persist(path)
         .map_err(|error| failed(error.error))?;
-    sync_directory(directory)
+    Ok(())
 }
 
 /// Makes a new file that is read and written by root alone; an existing one or a link is refused.

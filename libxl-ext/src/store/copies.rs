@@ -119,7 +119,7 @@ impl DomainStore {
     }
 
     /// Writes the copies that do not say what the record says. A snapshot whose directory is not there, since
-    /// it is being deleted, gets none.
+    /// it is being deleted, gets none. The flush of the domain's directory is left to the caller.
     ///
     /// # Errors
     /// [`ErrorKind::Io`] or [`ErrorKind::NoSpace`].
@@ -127,7 +127,7 @@ impl DomainStore {
         let present = self.present_copy();
         if !matches!(present, Ok(Some(present)) if present.says_what(record)) {
             let sealed = Envelope::PRESENT.seal(&PresentCopy::of(record))?;
-            atomic::replace(&self.present_path(), &sealed)?;
+            atomic::replace_but_for_flush(&self.present_path(), &sealed)?;
         }
         for snapshot in &record.snapshots {
             let directory = self.snapshot_directory(snapshot.id);

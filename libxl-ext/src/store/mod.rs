@@ -251,12 +251,13 @@ impl DomainStore {
     pub fn save(&self, record: &DomainRecord) -> Result<()> {
         record.check()?;
         self.ensure_directory()?;
-        atomic::replace(&self.record_path(), &Envelope::RECORD.seal(record)?)?;
+        atomic::replace_but_for_flush(&self.record_path(), &Envelope::RECORD.seal(record)?)?;
         // The record is what counts: without room for its copies, the next commit writes them.
         if let Err(error) = self.write_copies(record) {
             tracing::warn!("copies of the record: {}", error.report());
         }
-        Ok(())
+        // One for both files that are in it.
+        atomic::sync_directory(&self.directory)
     }
 
     /// The records of the other domains, as far as they can be read.

@@ -25,6 +25,7 @@ use libxl_ext::{Error, ErrorKind, Result};
 use serde::Serialize;
 use serde_json::Value;
 use std::io::Write;
+use std::mem::ManuallyDrop;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{self, Stdio};
@@ -47,11 +48,12 @@ pub(crate) enum Answer {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Answer> {
     let host = Host::connect()?.with_store(&arguments.store);
-    let context = Context {
+    // The process ends, and with it all that is open: to close it piece by piece would only take longer.
+    let context = ManuallyDrop::new(Context {
         host,
         store: arguments.store.clone(),
         terminal: Terminal::new(),
-    };
+    });
     let result = match &arguments.command {
         Command::SnapshotCreate(args) => create::run(&context, args),
         Command::SnapshotList(args) => list::run(&context, args),

@@ -137,6 +137,7 @@ impl Traced {
     /// [`ErrorKind::Io`].
     pub(crate) fn collect(&self, packs: &Path) -> Result<usize> {
         let mut removed = 0;
+        // Not flushed: one that a power cut brings back is collected the next time.
         for (id, is_partial) in files_in(packs)? {
             if !is_partial && self.0.contains_key(&id) {
                 continue;
@@ -148,9 +149,6 @@ impl Traced {
             };
             remove(&path)?;
             removed += 1;
-        }
-        if removed > 0 {
-            atomic::sync_directory(packs)?;
         }
         remove_if_empty(packs)?;
         Ok(removed)
