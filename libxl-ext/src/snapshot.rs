@@ -94,6 +94,16 @@ impl Host {
         Ok(Self::new(Ports::connect()?, Store::new(DEFAULT_ROOT)))
     }
 
+    /// As [`Host::connect`], for a domain that is about to be started from what was saved: `xl` is started meanwhile. It
+    /// waits until [`Host::execute`] needs it, and ends if nothing comes of that.
+    ///
+    /// # Errors
+    /// As [`Host::connect`].
+    pub fn connect_to_start() -> Result<Self> {
+        let ports = Ports::connect_to_restore(Keeper::Xl)?;
+        Ok(Self::new(ports, Store::new(DEFAULT_ROOT)))
+    }
+
     /// A host with the given ports and store.
     pub fn new(ports: Ports, store: Store) -> Self {
         Self {

@@ -583,6 +583,21 @@ impl Ports {
     /// # Errors
     /// If this is not domain 0 of a Xen host, or the caller is not root.
     pub fn connect() -> Result<Self> {
+        Self::connect_with(restore::Restore::default())
+    }
+
+    /// As [`Ports::connect`], for a domain that is about to be restored: what that begins with goes on meanwhile
+    /// ([`Restorer::make_ready`]).
+    ///
+    /// # Errors
+    /// As [`Ports::connect`].
+    pub fn connect_to_restore(keeper: Keeper) -> Result<Self> {
+        let restorer = restore::Restore::default();
+        restorer.make_ready(keeper);
+        Self::connect_with(restorer)
+    }
+
+    fn connect_with(restorer: restore::Restore) -> Result<Self> {
         Ok(Self {
             hypervisor: Box::new(xenctrl::XenCtl::open()?),
             toolstack: Box::new(libxl::Libxl::open()?),
@@ -590,7 +605,7 @@ impl Ports {
             pulls: Box::new(qmp::QemuMonitors),
             images: Box::new(qemu_img::QemuImg),
             monitors: Box::new(monitor::XlMonitors),
-            restorer: Box::new(restore::Restore::default()),
+            restorer: Box::new(restorer),
             board: Box::new(xenstore::Xenstore),
         })
     }

@@ -20,9 +20,10 @@ pub struct Restore {
 
 impl Restorer for Restore {
     fn make_ready(&self, keeper: Keeper) {
-        if keeper == Keeper::Xl {
+        let mut ready = self.ready.borrow_mut();
+        if keeper == Keeper::Xl && ready.is_none() {
             // Why it cannot be started is found out when it is needed.
-            *self.ready.borrow_mut() = xl::Ready::start("start xl ahead of time").ok();
+            *ready = xl::Ready::start("start xl ahead of time").ok();
         }
     }
 

@@ -202,6 +202,12 @@ enum Verb {
         /// Memory of the guest that is saved, in MiB
         #[arg(long, default_value_t = 256)]
         guest_mem: u32,
+        /// How many images the disk that is pulled has below it
+        #[arg(long, value_delimiter = ',', default_values_t = bench::DEPTHS)]
+        depths: Vec<u32>,
+        /// Length of the disk that is pulled, in MiB
+        #[arg(long, default_value_t = 384)]
+        disk: u32,
         #[command(flatten)]
         machine: Machine,
     },
@@ -330,12 +336,20 @@ fn run(verb: Verb) -> Result<u8> {
             rounds,
             what,
             guest_mem,
+            depths,
+            disk,
             machine,
         } => {
             let lab = own_lab("bench", &machine)?;
-            let measured = lab
-                .install(&stage)
-                .and_then(|()| bench::run(&lab, rounds, what, guest_mem));
+            let measured = lab.install(&stage).and_then(|()| {
+                if what != bench::What::Saves {
+                    bench::pulls(&lab, rounds, &depths, disk)?;
+                }
+                match what {
+                    bench::What::Pulls => Ok(()),
+                    _ => bench::saves(&lab, rounds, guest_mem),
+                }
+            });
             lab.destroy()?;
             measured?;
         }

@@ -111,6 +111,11 @@ impl Start {
         let is_file = self.what.contains('/') || path.extension().is_some_and(|it| it == "cfg");
         is_file.then_some(path)
     }
+
+    /// Whether a domain is to go on from what was saved, and not only to be planned for.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.file().is_none() && !self.fresh && !self.output.plan
+    }
 }
 
 #[cfg(test)]

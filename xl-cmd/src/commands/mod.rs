@@ -47,7 +47,11 @@ pub(crate) enum Answer {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Answer> {
-    let host = Host::connect()?.with_store(&arguments.store);
+    let host = match &arguments.command {
+        Command::Start(args) if args.goes_on() => Host::connect_to_start()?,
+        _ => Host::connect()?,
+    };
+    let host = host.with_store(&arguments.store);
     // The process ends, and with it all that is open: to close it piece by piece would only take longer.
     let context = ManuallyDrop::new(Context {
         host,

@@ -17,6 +17,8 @@ use crate::host::Lab;
 use crate::product::Product;
 use figures::{Figure, Figures, Round};
 
+pub use pull::DEPTHS;
+
 /// What is measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum What {
@@ -38,18 +40,23 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// Between two snapshots of an idle guest.
 const BETWEEN: Duration = Duration::from_secs(10);
 
-/// Runs so many rounds, of saves with a guest of so many MiB, and prints medians and ratios. The lab is up, has the product and no guest.
+/// How fast pulls are: so many rounds of each depth, of a disk of so many MiB. The lab is up, has the product and no
+/// guest.
 ///
 /// # Errors
 /// When a command fails.
-pub fn run(lab: &Lab, rounds: u32, what: What, memory: u32) -> Result<()> {
+pub fn pulls(lab: &Lab, rounds: u32, depths: &[u32], mib: u32) -> Result<()> {
     println!("{}", machine(lab)?);
-    if what != What::Saves {
-        pull::run(lab, rounds)?;
-    }
-    if what == What::Pulls {
-        return Ok(());
-    }
+    pull::run(lab, rounds, depths, mib)
+}
+
+/// Saves, restores and snapshots: so many rounds, with a guest of so many MiB, medians and ratios. The lab is up, has the
+/// product and no guest.
+///
+/// # Errors
+/// When a command fails.
+pub fn saves(lab: &Lab, rounds: u32, memory: u32) -> Result<()> {
+    println!("{}", machine(lab)?);
     for (name, is_busy) in [("idle", false), ("busy", true)] {
         let spec = GuestSpec::pv(name).memory(memory).disks(&[16]);
         let bench = Bench {

@@ -14,13 +14,10 @@ use crate::host::Lab;
 use crate::product::Product;
 use crate::ssh::quote;
 
-/// How many images there are from the disk to the bottom.
-const DEPTHS: [u32; 3] = [1, 8, 32];
+/// How many images there are from the disk to the bottom, if it is not said.
+pub const DEPTHS: [u32; 3] = [1, 8, 32];
 
-/// The length of the disk, in MiB, all of which is in some image below it.
-const LENGTH: u32 = 384;
-
-/// That of the disk that the guest writes to meanwhile, which is not pulled until it has.
+/// The length of the disk that the guest writes to meanwhile, which is not pulled until it has, in MiB.
 const LONG: u32 = 640;
 
 /// How much it writes each time, in MiB.
@@ -32,14 +29,15 @@ const SLOW: u32 = 4;
 /// Long enough for any command on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// Runs so many rounds of each depth, and prints medians and ratios.
-pub(super) fn run(lab: &Lab, rounds: u32) -> Result<()> {
+/// Runs so many rounds of each depth, of a disk of so many MiB, all of which is in some image below it, and prints medians
+/// and ratios.
+pub(super) fn run(lab: &Lab, rounds: u32, depths: &[u32], mib: u32) -> Result<()> {
     let guest = Guest::create(lab, &GuestSpec::pv("pull-bench").disks(&[16]))?;
     // Nobody else writes.
     guest.mark_disks(false)?;
     let product = Product::of(lab, &guest);
-    for depth in DEPTHS {
-        let bottom = chain(lab, &guest.dir(), depth, LENGTH)?;
+    for &depth in depths {
+        let bottom = chain(lab, &guest.dir(), depth, mib)?;
         let bench = Bench {
             lab,
             guest: &guest,
@@ -59,22 +57,22 @@ pub(super) fn run(lab: &Lab, rounds: u32) -> Result<()> {
             };
             println!(
                 "depth {depth}, round {round}: block-pull {}; by hand {}",
-                told(ours),
-                told(theirs)
+                told(ours, mib),
+                told(theirs, mib)
             );
             if round > 0 {
                 found.push((ours, theirs));
             }
         }
-        let of = |what: fn(&Timed) -> f64| {
+        let of = |what: &dyn Fn(&Timed) -> f64| {
             let ours = median(found.iter().map(|(ours, _)| what(ours)).collect());
             let theirs = median(found.iter().map(|(_, theirs)| what(theirs)).collect());
             (ours, theirs)
         };
-        let (own, by_hand) = of(|timed| f64::from(LENGTH) / timed.copying);
-        let (copying, copying_by_hand) = of(|timed| timed.copying);
-        let (own_whole, by_hand_whole) = of(|timed| timed.whole);
-        let (start, _) = of(|timed| timed.start);
+        let (own, by_hand) = of(&|timed| f64::from(mib) / timed.copying);
+        let (copying, copying_by_hand) = of(&|timed| timed.copying);
+        let (own_whole, by_hand_whole) = of(&|timed| timed.whole);
+        let (start, _) = of(&|timed| timed.start);
         println!(
             "depth {depth}, medians of {rounds}: block-pull {own:.1} MiB/s, by hand {by_hand:.1} MiB/s, ratio {:.3}, {:.2} s more of \
              {copying_by_hand:.2} s; from the command to the last act {own_whole:.2} s ({start:.2} s until the job ran), by hand {by_hand_whole:.2} s",
@@ -86,10 +84,10 @@ pub(super) fn run(lab: &Lab, rounds: u32) -> Result<()> {
     guest.destroy()
 }
 
-fn told(timed: Timed) -> String {
+fn told(timed: Timed, mib: u32) -> String {
     format!(
         "{:.1} MiB/s, {:.2} s in all",
-        f64::from(LENGTH) / timed.copying,
+        f64::from(mib) / timed.copying,
         timed.whole
     )
 }
