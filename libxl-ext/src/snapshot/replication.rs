@@ -483,7 +483,12 @@ fn broken(primary: &Primary) -> PrimaryState {
     match &primary.state {
         PrimaryState::Starting | PrimaryState::Running { .. } => PrimaryState::Broken {
             at: now(),
-            why: "the process that kept it going is gone".into(),
+            why: match primary.standing {
+                None => "the process that kept it going is gone".into(),
+                Some(_) => "the process that kept it going is gone, and had suspended the guest for a checkpoint: \
+                            `xl-ext replication-resume` or `xl-ext replication-stop` lets that go on"
+                    .into(),
+            },
         },
         state => state.clone(),
     }

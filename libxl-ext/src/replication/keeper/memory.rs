@@ -97,9 +97,14 @@ impl Keeper<'_> {
         });
         let resumed = guest.go_on(memory.standing, may_still);
         self.pause = Some(since.elapsed());
-        // A guest that does not go on is somebody else's to help, who has to know how.
-        let resumed = resumed.and_then(|()| self.stand(None));
+        // One that does not go on is somebody else's to help, who has to know how.
+        let stood = if resumed.is_ok() {
+            self.stand(None)
+        } else {
+            Ok(())
+        };
         both(made, resumed)?;
+        stood?;
         self.memory_bytes = Some(sending.out.bytes());
         Ok(())
     }

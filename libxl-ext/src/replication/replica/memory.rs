@@ -183,8 +183,11 @@ fn configuration_here(own: &DomainStore, replica: &Replica, offer: &Offer) -> Re
         here.map(Backing::from)
             .or_else(|| other_disk(offer, vdev, path))
     };
-    let (configuration, _) = rewrite(&offer.configuration, &identity, true, image)?;
-    Ok(configuration)
+    let rewritten = rewrite(&offer.configuration, &identity, true, image);
+    rewritten.map(|(text, _)| text).map_err(|error| {
+        let what = "the configuration that comes with the memory is none for this host";
+        Error::new(ErrorKind::InvalidRequest, what).because(error)
+    })
 }
 
 /// A disk that the guest cannot write to is not replicated, and has to be here under the same name.
