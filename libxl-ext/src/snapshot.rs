@@ -10,7 +10,7 @@ mod replication;
 
 pub use managed::{ManagedSave, RunningDomain};
 pub use pull::{PullInfo, PullProgress};
-pub use replication::{ReplicationInfo, ReplicationRequest};
+pub use replication::{CheckpointMemory, ReplicationInfo, ReplicationRequest};
 
 use crate::bundle::{self, Exported, ImportRequest, Imported};
 use crate::check::{self, Findings};
@@ -557,6 +557,7 @@ impl Host {
                 ));
             }
         }
+        self.let_go_on(target, observer)?;
         Ok(self.settle_pulls(target, lock, observer))
     }
 }

@@ -373,7 +373,7 @@ fn guest_state(running: bool, paused: bool) -> Option<GuestState> {
 }
 
 /// What the commands that change something have in common.
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Copy, Debug, Default, Args)]
 pub(crate) struct Output {
     /// Print what would be done and what it would cost, and do nothing.
     #[arg(long)]

@@ -324,6 +324,20 @@ pub(crate) fn replications(infos: &[ReplicationInfo], zone: &TimeZone) -> String
                 format!("{number} at {at}{}", pause.unwrap_or_default()),
             );
         }
+        if let Some(memory) = info.memory {
+            let bytes = memory.bytes.map(mebibytes);
+            let stored = memory.stored_bytes.map(mebibytes);
+            let stored = stored.map(|stored| format!(", {stored} stored"));
+            row(
+                "Memory",
+                match bytes {
+                    Some(bytes) => {
+                        format!("{bytes} with the checkpoint{}", stored.unwrap_or_default())
+                    }
+                    None => "with each checkpoint".to_owned(),
+                },
+            );
+        }
         row("Generation", info.generation.to_string());
         let disks: Vec<_> = info
             .disks
@@ -363,7 +377,7 @@ fn size(memory: Option<&MemoryProof>) -> String {
     memory.map_or_else(|| "-".to_owned(), |proof| mebibytes(proof.bytes))
 }
 
-fn mebibytes(bytes: u64) -> String {
+pub(crate) fn mebibytes(bytes: u64) -> String {
     // The rounding of a display.
     #[allow(clippy::cast_precision_loss)]
     let mebibytes = bytes as f64 / f64::from(1 << 20);

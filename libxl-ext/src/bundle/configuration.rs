@@ -8,9 +8,9 @@ use std::path::Path;
 use uuid::Uuid;
 
 /// What a domain becomes here.
-pub(super) struct Identity<'a> {
-    pub(super) name: &'a str,
-    pub(super) uuid: Uuid,
+pub(crate) struct Identity<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) uuid: Uuid,
 }
 
 /// Keys whose values start programs, or give the guest what is the host's, also without a path in them.
@@ -35,7 +35,7 @@ const REACHING_OUT: [&str; 11] = [
 /// # Errors
 /// [`ErrorKind::Corrupt`] for no configuration, or a disk without an image; [`ErrorKind::InvalidRequest`] with the
 /// paths that are in it.
-pub(super) fn rewrite(
+pub(crate) fn rewrite(
     configuration: &str,
     identity: &Identity<'_>,
     keep_paths: bool,

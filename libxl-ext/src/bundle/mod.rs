@@ -23,6 +23,7 @@ mod ranges;
 pub(crate) mod tests;
 
 pub use configuration::reaching_out;
+pub(crate) use configuration::{Identity, rewrite};
 pub use import::ImportRequest;
 
 pub(crate) use export::export;

@@ -13,6 +13,7 @@ mod recover;
 mod release;
 mod restore;
 mod stamps;
+mod suspension;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -21,3 +22,4 @@ pub use engine::{Outcome, run};
 pub(crate) use journal::read_back;
 pub(crate) use journal::{domain_in_progress, in_progress};
 pub use recover::{Recovered, recover};
+pub(crate) use suspension::Suspension;

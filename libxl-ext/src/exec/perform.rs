@@ -3,12 +3,13 @@
 use super::fault::{self, Stage, Way};
 use super::journal::Journal;
 use super::pull::Pulled;
+use super::suspension::Suspension;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
 use crate::memory::packed::{self, Traced};
 use crate::memory::{self, Form, Kept, own_file};
 use crate::model::disk::Stamp;
-use crate::model::domain::{DomainLife, DomainState, GuestState};
+use crate::model::domain::{DomainLife, DomainState};
 use crate::model::name::SnapshotId;
 use crate::model::record::{DiskProof, MemoryProof, SnapshotRecord};
 use crate::plan::{Operation, Plan, Step, WAY_OUT};
@@ -18,17 +19,6 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
-
-/// How long a guest that was asked to suspend when we were killed may take to do so.
-const SETTLE_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 8 });
-
-/// How often it is looked, and at which distance, whether a guest has connected to its disks: for half a minute. One
-/// that has not by then has no drivers for them, as an HVM guest with emulated ones.
-const CONNECT_LOOKS: u32 = 150;
-const CONNECT_LOOKS_EVERY: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 200 });
-
-/// How often a domain may have been paused for us to let it run.
-const PAUSES_MAX: usize = 32;
 
 /// What was learned on the way and belongs into the record.
 #[derive(Default)]
@@ -96,7 +86,7 @@ impl Performer<'_> {
                 };
                 let (toolstack, target) = (&*self.ports.toolstack, (&*path, form));
                 self.still_there(*life)?;
-                self.wait_for_disks(*life)?;
+                self.suspension(*life).wait_for_disks(self.observer)?;
                 let (domid, observer) = (life.domid, self.observer);
                 let (proof, still_since) =
                     memory::write_image(toolstack, domid, target, *estimate, *live, observer)?;
@@ -128,7 +118,8 @@ impl Performer<'_> {
             Step::StampImages { disks } => self.stamp_images(disks, measured),
             Step::RequireOff => self.require_off(),
             Step::Resume { life, guest } => {
-                self.resume(*life, *guest)?;
+                let may_still = self.may_still_suspend;
+                self.suspension(*life).resume(*guest, may_still)?;
                 measured.pause = measured.still_since.map(|since| since.elapsed());
                 Ok(())
             }
@@ -318,83 +309,24 @@ impl Performer<'_> {
 
     /// The domain, if this life of it has not ended.
     pub(super) fn look(&self, life: DomainLife) -> Result<Option<DomainView>> {
-        Ok(self
-            .ports
-            .hypervisor
-            .look(life.domid)?
-            .filter(|view| view.life == life))
+        self.suspension(life).look()
+    }
+
+    fn suspension(&self, life: DomainLife) -> Suspension<'_> {
+        Suspension {
+            ports: self.ports,
+            life,
+        }
     }
 
     pub(super) fn wake(&self, life: DomainLife) -> Result<()> {
-        // Xen counts the pauses of a domain.
-        for _ in 0..PAUSES_MAX {
-            if !self.look(life)?.is_some_and(|view| view.paused) {
-                break;
-            }
-            self.ports.toolstack.unpause(life.domid)?;
-        }
-        Ok(())
-    }
-
-    /// A guest that was restored connects to its disks anew once it runs. Until then its processes that wait for a
-    /// disk cannot be frozen, and what would connect it is what the suspend request occupies: Linux agrees to the
-    /// suspend, gives up after 20 s, and goes on as if nobody had asked.
-    fn wait_for_disks(&self, life: DomainLife) -> Result<()> {
-        for _ in 0..CONNECT_LOOKS {
-            if self.ports.toolstack.disks_are_connected(life.domid)? {
-                return Ok(());
-            }
-            if self.observer.wants_abort() {
-                return Err(Error::new(
-                    ErrorKind::Aborted,
-                    "stopped while the guest connected to its disks",
-                ));
-            }
-            std::thread::sleep(CONNECT_LOOKS_EVERY);
-        }
-        tracing::warn!(
-            "domain {} has not connected to all of its disks; it is asked to suspend all the same",
-            life.domid
-        );
-        Ok(())
+        self.suspension(life).wake()
     }
 
     fn pause(&self, life: DomainLife) -> Result<()> {
         match self.look(life)?.map(|view| view.state) {
             Some(DomainState::Running) => self.ports.toolstack.pause(life.domid),
             _ => Ok(()),
-        }
-    }
-
-    /// Lets a domain go on that was suspended, or was about to be when we were killed.
-    fn resume(&self, life: DomainLife, guest: GuestState) -> Result<()> {
-        let Some(view) = self.settled(life)? else {
-            return Ok(());
-        };
-        if guest == GuestState::Paused && !view.paused {
-            // Paused first, it does not run between the two.
-            self.ports.toolstack.pause(life.domid)?;
-        }
-        if view.state == DomainState::Suspended {
-            self.ports.toolstack.resume(life.domid)?;
-        }
-        // An attempt to destroy a domain begins with a pause.
-        if guest == GuestState::Running {
-            self.wake(life)
-        } else {
-            Ok(())
-        }
-    }
-
-    fn settled(&self, life: DomainLife) -> Result<Option<DomainView>> {
-        let deadline = Instant::now() + SETTLE_LIMIT;
-        loop {
-            let view = self.look(life)?;
-            let may_change = view.is_some_and(|view| view.state == DomainState::Running);
-            if !self.may_still_suspend || !may_change || Instant::now() >= deadline {
-                return Ok(view);
-            }
-            std::thread::sleep(Duration::from_millis(100));
         }
     }
 

@@ -20,7 +20,7 @@ pub(crate) use kept::{Content, Kept, Sink, Unfed};
 pub(crate) use pages::tests::{stream, stream_of};
 pub(crate) use pages::{Pages, pages};
 pub(crate) use stream::PAGE;
-pub(crate) use write::{Form, write_image};
+pub(crate) use write::{Form, Taker, save_to, write_image};
 
 /// Bytes that a memory image needs at most, for a guest with so many bytes of memory: the pages, eight
 /// bytes of number for each, page tables, headers, the records of libxl and QEMU.

@@ -64,11 +64,39 @@ pub(crate) fn write_image(
     let configuration = toolstack.configuration(domid)?;
     let mut image = Image::create(path, form, observer)?;
     image.append(&header(&configuration.json)?)?;
+    let (image, still_since) = save_to(toolstack, domid, image, estimate, live, observer)?;
+    Ok((image.finish()?, still_since))
+}
+
+/// Whoever takes what libxl writes.
+pub(crate) trait Taker: Send {
+    /// Takes the next bytes. They may end anywhere.
+    ///
+    /// # Errors
+    /// If it takes nothing more.
+    fn append(&mut self, bytes: &[u8]) -> Result<()>;
+
+    /// Bytes taken so far.
+    fn bytes(&self) -> u64;
+}
+
+/// Suspends the domain and hands its memory, in libxl's stream alone, to whoever takes it. Else as [`write_image`].
+///
+/// # Errors
+/// That of who takes it, before what libxl makes of it; [`ErrorKind::Aborted`]. The domain may be suspended then.
+pub(crate) fn save_to<T: Taker>(
+    toolstack: &dyn Toolstack,
+    domid: u32,
+    taker: T,
+    estimate: u64,
+    live: bool,
+    observer: &dyn Observer,
+) -> Result<(T, Option<Instant>)> {
     let (source, sink) = pipe_with(PipeFlags::CLOEXEC)
         .map_err(|error| Error::io("make a pipe for the memory", error))?;
     pipe::widen(&sink);
     let (saved, copied) = std::thread::scope(|scope| {
-        let copier = scope.spawn(move || copy(source.into(), image, estimate, observer));
+        let copier = scope.spawn(move || copy(source.into(), taker, estimate, observer));
         let saved = toolstack.suspend_to(domid, sink.as_fd(), live, observer);
         drop(sink);
         (saved, copier.join())
@@ -80,18 +108,18 @@ pub(crate) fn write_image(
         ))
     });
     match (saved, copied) {
-        // If the file could not be written, libxl's complaint about the pipe only follows from it.
+        // If it could not be handed on, libxl's complaint about the pipe only follows from that.
         (_, Err(error)) | (Err(error), _) => Err(error),
-        (Ok(still_since), Ok(image)) => Ok((image.finish()?, still_since)),
+        (Ok(still_since), Ok(taker)) => Ok((taker, still_since)),
     }
 }
 
-fn copy(
+fn copy<T: Taker>(
     mut source: File,
-    mut image: Image,
+    mut taker: T,
     estimate: u64,
     observer: &dyn Observer,
-) -> Result<Image> {
+) -> Result<T> {
     let mut chunk = vec![0; CHUNK];
     let mut taken = 0;
     let mut failed = None;
@@ -108,7 +136,7 @@ fn copy(
             return Err(error);
         }
         let length = match source.read(&mut chunk) {
-            Ok(0) => return failed.map_or(Ok(image), Err),
+            Ok(0) => return failed.map_or(Ok(taker), Err),
             Ok(length) => length,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(Error::io("read the memory from libxl", error)),
@@ -117,10 +145,10 @@ fn copy(
         if failed.is_some() {
             continue;
         }
-        failed = image.append(&chunk[..length]).err();
+        failed = taker.append(&chunk[..length]).err();
         observer.progress(Progress {
-            done: image.bytes(),
-            total: estimate.max(image.bytes()),
+            done: taker.bytes(),
+            total: estimate.max(taker.bytes()),
             bytes: true,
         });
     }
@@ -144,20 +172,6 @@ impl Image {
         })
     }
 
-    fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        match self {
-            Self::Stock(plain) => plain.append(bytes),
-            Self::Packed(writer) => writer.write(bytes),
-        }
-    }
-
-    fn bytes(&self) -> u64 {
-        match self {
-            Self::Stock(plain) => plain.bytes,
-            Self::Packed(writer) => writer.bytes(),
-        }
-    }
-
     fn finish(self) -> Result<MemoryProof> {
         match self {
             Self::Stock(plain) => Ok(plain.proof()),
@@ -170,6 +184,22 @@ impl Image {
                 }
                 Ok(finished.proof)
             }
+        }
+    }
+}
+
+impl Taker for Image {
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        match self {
+            Self::Stock(plain) => plain.append(bytes),
+            Self::Packed(writer) => writer.write(bytes),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Stock(plain) => plain.bytes,
+            Self::Packed(writer) => writer.bytes(),
         }
     }
 }

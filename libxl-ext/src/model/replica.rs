@@ -1,8 +1,9 @@
 //! What each side remembers of the replication of a domain: who is right is told by the generation.
 
 use super::disk::{DiskTarget, ImageFormat};
-use super::domain::DomainLife;
+use super::domain::{DomainLife, GuestState};
 use super::process::ProcessId;
+use super::record::ManagedImage;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
@@ -87,14 +88,30 @@ pub struct Primary {
     pub pace: Pace,
     /// The disks that are replicated.
     pub disks: Vec<DiskTarget>,
+    /// Whether a checkpoint is of the memory too.
+    #[serde(default)]
+    pub memory: bool,
     /// Which life of the domain.
     pub life: DomainLife,
     /// The configuration file's text with which the domain is to be started there, if it was given.
     pub domain_config: Option<String>,
     /// The process that keeps it going.
     pub keeper: Option<ProcessId>,
+    /// What is to be done for the guest to go on, as long as it is suspended for a checkpoint: if the keeper is killed
+    /// then, whoever comes next does it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standing: Option<Standing>,
     /// How it is.
     pub state: PrimaryState,
+}
+
+/// How a guest was before it was suspended for a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// How it goes on.
+    pub guest: GuestState,
+    /// The monitor of xl's that is held meanwhile.
+    pub monitor: Option<ProcessId>,
 }
 
 /// How replication is on the primary. Times are in seconds since 1970-01-01 00:00 UTC.
@@ -153,8 +170,25 @@ pub struct Replica {
     pub domain_config: Option<String>,
     /// The last checkpoint.
     pub checkpoint: Option<Checkpoint>,
+    /// The memory at that checkpoint, as the saved state that it becomes with a failover; none where it is of the disks
+    /// alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Box<ManagedImage>>,
+    /// The memory of a checkpoint that is being made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<Box<Pending>>,
     /// How it is.
     pub state: ReplicaState,
+}
+
+/// Memory that is here, whole and on the disk, and counts for nothing yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pending {
+    /// What it becomes.
+    pub image: ManagedImage,
+    /// Whether the primary has said that it is to count. The disks' part of the checkpoint follows, and nothing is
+    /// written to them before it has: whoever finds it so makes that checkpoint, once more if need be.
+    pub is_decided: bool,
 }
 
 #[cfg(test)]
@@ -169,6 +203,8 @@ impl Replica {
             configuration: "{}".into(),
             domain_config: None,
             checkpoint: None,
+            memory: None,
+            pending: None,
             state,
         }
     }

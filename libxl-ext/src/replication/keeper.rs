@@ -8,10 +8,12 @@
 //! ```
 //! If it is killed, what it carried is cut, so QEMU's mirrors end by themselves and the guest goes on.
 
+mod memory;
+
 use super::pair::Key;
 use super::protocol::{Open, Refused, Why};
 use super::qdisk::{Guest, Limits, Pulse, checkpoint, end_mirrors, length_of, register};
-use super::remote::{Line, RemoteSecondary, alive, ask_secondary};
+use super::remote::{Agreed, Line, RemoteSecondary, alive, ask_secondary};
 use super::tunnel::{End, Tunnel};
 use super::{Mode, Registry};
 use crate::error::{Error, ErrorKind, Result};
@@ -27,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
@@ -77,6 +79,8 @@ pub struct Progress {
     pub checkpoint: Option<Checkpoint>,
     /// For how long the guest stood still for that, in microseconds.
     pub pause_us: Option<u64>,
+    /// Bytes of memory that were sent for it, where it is of the memory too.
+    pub memory_bytes: Option<u64>,
 }
 
 /// What a keeper begins with.
@@ -104,8 +108,9 @@ pub struct Keeper<'a> {
     disks: Registry,
     secondary: Registry,
     tunnel: Tunnel,
-    last: Arc<Mutex<Option<Checkpoint>>>,
+    agreed: Arc<Agreed>,
     pause: Option<Duration>,
+    memory_bytes: Option<u64>,
     directory: PathBuf,
 }
 
@@ -148,7 +153,7 @@ impl<'a> Keeper<'a> {
         write_down(&setup, &primary)?;
         let directory = directory(setup.run, primary.session);
         let begun = begin(&setup, &primary, &directory, observer);
-        let (disks, secondary, tunnel, last) = begun.map_err(|error| {
+        let (disks, secondary, tunnel, agreed) = begun.map_err(|error| {
             primary.state = broken_by(&error);
             primary.keeper = None;
             let _ = std::fs::remove_dir_all(&directory);
@@ -166,8 +171,9 @@ impl<'a> Keeper<'a> {
             disks,
             secondary,
             tunnel,
-            last,
+            agreed,
             pause: None,
+            memory_bytes: None,
             directory,
         };
         observer.step("make the first checkpoint");
@@ -183,10 +189,11 @@ impl<'a> Keeper<'a> {
     pub fn progress(&self) -> Progress {
         Progress {
             state: self.primary.state.clone(),
-            checkpoint: *self.last.lock().unwrap_or_else(PoisonError::into_inner),
+            checkpoint: self.agreed.last(),
             pause_us: self
                 .pause
                 .map(|pause| u64::try_from(pause.as_micros()).unwrap_or(u64::MAX)),
+            memory_bytes: self.memory_bytes,
         }
     }
 
@@ -200,10 +207,15 @@ impl<'a> Keeper<'a> {
     /// # Errors
     /// Those of either side. The guest goes on.
     pub fn checkpoint(&mut self) -> Result<Checkpoint> {
-        let begun = Instant::now();
-        checkpoint(self.setup.guest, &self.disks, &self.secondary)?;
-        self.pause = Some(begun.elapsed());
-        let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.primary.memory {
+            self.checkpoint_with_memory()?;
+        } else {
+            let begun = Instant::now();
+            let cut = || self.tunnel.cut();
+            checkpoint(self.setup.guest, &self.disks, &self.secondary, cut)?;
+            self.pause = Some(begun.elapsed());
+        }
+        let last = self.agreed.last();
         last.ok_or_else(|| Error::new(ErrorKind::Toolstack, "the secondary made no checkpoint"))
     }
 
@@ -402,7 +414,7 @@ fn write_down(setup: &Setup<'_>, primary: &Primary) -> Result<()> {
     })
 }
 
-type Begun = (Registry, Registry, Tunnel, Arc<Mutex<Option<Checkpoint>>>);
+type Begun = (Registry, Registry, Tunnel, Arc<Agreed>);
 
 /// Everything up to the first checkpoint. What was begun is taken back if something fails.
 fn begin(
@@ -432,12 +444,12 @@ fn begin(
     };
     observer.step(&format!("start the secondary at {}", primary.peer));
     let line = Arc::new(Line::connect(&primary.peer, &setup.key, domain, heartbeat)?);
-    let last = Arc::default();
+    let agreed = Arc::default();
     let remote = RemoteSecondary {
         line,
         wanted,
         heartbeat,
-        last: Arc::clone(&last),
+        agreed: Arc::clone(&agreed),
     };
     let secondary = Registry::new();
     secondary.new_state(domain.clone(), Box::new(remote))?;
@@ -473,7 +485,7 @@ fn begin(
         Ok((disks, tunnel))
     })();
     match begun {
-        Ok((disks, tunnel)) => Ok((disks, secondary, tunnel, last)),
+        Ok((disks, tunnel)) => Ok((disks, secondary, tunnel, agreed)),
         Err(error) => Err(match secondary.stop_all(false) {
             Ok(()) => error,
             Err(left) => Error::hint(

@@ -211,6 +211,11 @@ fn take(mut stream: &TcpStream, length: usize, deadline: Instant) -> io::Result<
 }
 
 impl Sender {
+    /// From now on the peer may not take longer for a part of what is sent.
+    pub(super) fn limit(&self, limit: Duration) -> io::Result<()> {
+        self.stream.set_write_timeout(Some(limit))
+    }
+
     /// Sends up to [`CHUNK_MAX`] bytes as one message.
     pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         let (head, body) = self.sealed.split_at_mut(LENGTH);
@@ -240,7 +245,8 @@ impl Receiver {
         self.open().map(Some)
     }
 
-    fn receive_before(&mut self, deadline: Instant) -> io::Result<&[u8]> {
+    /// The next message, before the deadline.
+    pub(super) fn receive_before(&mut self, deadline: Instant) -> io::Result<&[u8]> {
         let head = take(&self.stream, LENGTH, deadline)?;
         let length = u16::from_be_bytes([head[0], head[1]]);
         self.sealed = take(&self.stream, usize::from(length), deadline)?;
@@ -315,4 +321,4 @@ impl Link {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -37,6 +37,7 @@ mod replica;
 mod serve;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod tunnel;
 
 pub use crate::types::ReplicationMode as Mode;

@@ -2,12 +2,14 @@
 //! version, and the other host may have fallen into strange hands: each side decides by what it has written down itself.
 
 use crate::error::{Error, ErrorKind};
+use crate::model::domain::{GuestState, GuestType};
+use crate::model::name::SnapshotId;
 use crate::model::replica::{Checkpoint, WantedDisk};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// The version of what follows.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// Longest text of a configuration, in bytes.
 pub(super) const CONFIGURATION_MAX: usize = 256 << 10;
@@ -34,6 +36,10 @@ pub(super) enum Purpose {
     Control,
     /// What QEMU says to an NBD server, and what that answers.
     Nbd { session: Uuid },
+    /// The memory of one checkpoint: an [`Offer`], and after its answer the memory itself
+    /// ([`Outgoing`](super::transfer::Outgoing)), whose end is answered too. Once the primary has nothing more to ask, it
+    /// ends the connection; what was not made to count by then is dropped.
+    Memory { session: Uuid },
 }
 
 /// What the primary asks for.
@@ -44,8 +50,12 @@ pub(super) enum Request {
     Look,
     /// Make or take the disks, and listen.
     Open(Box<Open>),
-    /// The present is what counts from now on; nothing is under way.
-    Checkpoint { session: Uuid },
+    /// The present is what counts from now on, with the memory that was stored before, if that is said; nothing is under
+    /// way. If it is not answered so, the primary writes no more.
+    Checkpoint {
+        session: Uuid,
+        memory: Option<SnapshotId>,
+    },
     /// Is everything as it should be?
     Alive { session: Uuid },
     /// It is over, and not to fail over.
@@ -64,6 +74,19 @@ pub(super) struct Open {
     pub(super) domain_config: Option<String>,
 }
 
+/// What the primary says of a memory before it sends it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Offer {
+    /// libxl's configuration of the domain, in JSON, as it is now.
+    pub(super) configuration: String,
+    /// How the guest goes on.
+    pub(super) guest: GuestState,
+    pub(super) guest_type: GuestType,
+    pub(super) domain_uuid: Uuid,
+    /// Most bytes that come, of libxl's stream.
+    pub(super) at_most: u64,
+}
+
 /// What the secondary answers.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -72,6 +95,8 @@ pub(super) enum Answer {
     Seen(Seen),
     /// To `Checkpoint`.
     Checkpointed(Checkpoint),
+    /// To the end of a memory: it is on the disk, so many bytes of it.
+    Stored { id: SnapshotId, bytes: u64 },
     /// To everything else.
     Done,
     /// It is not done.

@@ -5,6 +5,7 @@ use super::pair::Key;
 use super::protocol::{Answer, Hello, Open, Purpose, Refused, Request, Seen, VERSION};
 use super::{Mode, ReplicationOps};
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::name::SnapshotId;
 use crate::model::replica::Checkpoint;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -117,20 +118,40 @@ pub(crate) fn close_secondary(
         .map(drop)
 }
 
-fn strange() -> Error {
+pub(super) fn strange() -> Error {
     Error::new(
         ErrorKind::Toolstack,
         "the secondary answers something else than it was asked",
     )
 }
 
-fn in_words(error: std::io::Error) -> std::io::Error {
+pub(super) fn in_words(error: std::io::Error) -> std::io::Error {
     match error.kind() {
         std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock => {
             std::io::Error::other("it says nothing")
         }
         std::io::ErrorKind::UnexpectedEof => std::io::Error::other("it has ended the connection"),
         _ => error,
+    }
+}
+
+/// What both sides agree on.
+#[derive(Default)]
+pub(super) struct Agreed {
+    last: Mutex<Option<Checkpoint>>,
+    /// What is stored there and is to count with the next checkpoint.
+    memory: Mutex<Option<SnapshotId>>,
+}
+
+impl Agreed {
+    /// The last checkpoint.
+    pub(super) fn last(&self) -> Option<Checkpoint> {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next checkpoint is with this memory, or without.
+    pub(super) fn next_is_with(&self, stored: Option<SnapshotId>) {
+        *self.memory.lock().unwrap_or_else(PoisonError::into_inner) = stored;
     }
 }
 
@@ -141,8 +162,8 @@ pub(super) struct RemoteSecondary {
     pub(super) wanted: Open,
     /// How long it may be silent: the guest stands still for a checkpoint.
     pub(super) heartbeat: Duration,
-    /// The last checkpoint.
-    pub(super) last: Arc<Mutex<Option<Checkpoint>>>,
+    /// What it has agreed to.
+    pub(super) agreed: Arc<Agreed>,
 }
 
 impl RemoteSecondary {
@@ -168,13 +189,17 @@ impl ReplicationOps for RemoteSecondary {
 
     fn checkpoint(&mut self) -> Result<()> {
         let session = self.wanted.session;
-        let request = Request::Checkpoint { session };
+        let agreed = &self.agreed;
+        let mut stored = agreed.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let memory = stored.take();
+        drop(stored);
+        let request = Request::Checkpoint { session, memory };
         match self
             .line
             .ask("make a checkpoint", &request, self.heartbeat)?
         {
             Answer::Checkpointed(checkpoint) => {
-                *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(checkpoint);
+                *agreed.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(checkpoint);
                 Ok(())
             }
             _ => Err(strange()),

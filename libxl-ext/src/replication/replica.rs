@@ -1,26 +1,29 @@
 //! The domains that could go on here. Whoever does something with one holds its lock, begins with what is written down
 //! of it, and leaves its QEMU to the next: the process that listens, and a failover, which is another one.
 
-use super::protocol::{
-    Answer, CONFIGURATION_MAX, DISKS_MAX, NAME_MAX, Open, Refusal, Request, Seen, Why,
-};
+mod admit;
+mod failover;
+mod memory;
+
+use super::protocol::{Answer, Open, Refusal, Request};
 use super::qdisk::{Limits, NbdAddress, Secondary, Stage};
 use super::{Mode, ReplicationOps};
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::Observer;
 use crate::model::disk::{DiskTarget, ImageFormat};
-use crate::model::name::domain_directory;
+use crate::model::name::{SnapshotId, domain_directory};
 use crate::model::replica::{
-    Checkpoint, PrimaryState, Replica, ReplicaState, ReplicationRecord, Role, WantedDisk,
+    Checkpoint, Replica, ReplicaState, ReplicationRecord, Role, WantedDisk,
 };
-use crate::model::replication;
 use crate::plan::now;
 use crate::port::Images;
 use crate::port::qemu_img::{self, QemuImg};
 use crate::store::{DomainLock, DomainStore, LockWait, Store, atomic, private_directory};
-use std::path::{Path, PathBuf};
+use admit::{check, find, look, require_open, require_session};
+use std::path::PathBuf;
 use std::time::Duration;
 use uuid::Uuid;
+
+pub(super) use admit::check_name;
 
 /// How long another operation on the domain may take.
 const LOCK_LIMIT: Duration = Duration::from_secs(20);
@@ -57,6 +60,8 @@ pub struct FailedOver {
     pub generation: u64,
     /// When the failover began, in seconds since 1970-01-01 00:00 UTC.
     pub at: u64,
+    /// libxl's configuration, in JSON, with which it goes on from its memory when it is started, if that is here too.
+    pub memory: Option<String>,
 }
 
 impl Replicas {
@@ -107,7 +112,7 @@ impl Replicas {
         let answered = match request {
             Request::Look => look(&own, pair),
             Request::Open(open) => self.open(&own, pair, *open),
-            Request::Checkpoint { session } => self.checkpoint(&own, pair, session),
+            Request::Checkpoint { session, memory } => self.checkpoint(&own, pair, session, memory),
             Request::Alive { session } => self.alive(&own, pair, session),
             Request::Close { session } => self.close(&own, pair, session),
         };
@@ -119,12 +124,15 @@ impl Replicas {
         let _lock = lock(own)?;
         let known = own.replication()?;
         let replica = match &known {
-            Some(known) => require_open(known, pair, open.generation)?,
+            Some(known) => require_open(known, pair, open.generation)?.cloned(),
             None => None,
         };
-        let going_on = match replica {
-            Some(replica) => self.go_on(own, replica, &open.disks)?,
-            None => None,
+        let going_on = match (known, replica) {
+            (Some(known), Some(replica)) => {
+                let (_, replica) = self.settled(own, known, replica)?;
+                self.go_on(own, &replica, &open.disks)?
+            }
+            _ => None,
         };
         let is_new = going_on.is_none();
         let replica = Replica {
@@ -151,6 +159,7 @@ impl Replicas {
             own.remember_replication(&record)?;
             return Err(error.into());
         }
+        memory::tidy_unless_busy(own, &replica);
         Ok(Answer::Done)
     }
 
@@ -220,6 +229,8 @@ impl Replicas {
             configuration: String::new(),
             domain_config: None,
             checkpoint: None,
+            memory: None,
+            pending: None,
             state: ReplicaState::Receiving,
         })
     }
@@ -237,21 +248,77 @@ impl Replicas {
         Ok(())
     }
 
-    fn checkpoint(&self, own: &DomainStore, pair: &str, session: Uuid) -> Result<Answer, Refusal> {
+    fn checkpoint(
+        &self,
+        own: &DomainStore,
+        pair: &str,
+        session: Uuid,
+        memory: Option<SnapshotId>,
+    ) -> Result<Answer, Refusal> {
         let _lock = lock(own)?;
-        let (mut record, mut replica) = require_session(own, pair, session)?;
+        let (record, mut replica) = require_session(own, pair, session)?;
+        let record = if let Some(id) = memory {
+            memory::decide(own, record, &mut replica, id)?
+        } else {
+            replica.pending = None;
+            record
+        };
+        let (_, replica) = self.complete(own, record, replica)?;
+        if memory.is_none() {
+            memory::tidy_unless_busy(own, &replica);
+        }
+        let made = replica
+            .checkpoint
+            .ok_or_else(|| Error::new(ErrorKind::DomainState, "no checkpoint was made"))?;
+        Ok(Answer::Checkpointed(made))
+    }
+
+    /// The disks' part of a checkpoint, and the word that it counts, with the memory that is decided on.
+    fn complete(
+        &self,
+        own: &DomainStore,
+        mut record: ReplicationRecord,
+        mut replica: Replica,
+    ) -> Result<(ReplicationRecord, Replica)> {
         let mut secondary = self.adopt(own, &replica)?;
         secondary.checkpoint()?;
         secondary.leave();
-        let checkpoint = Checkpoint {
+        replica.checkpoint = Some(Checkpoint {
             number: replica.checkpoint.map_or(0, |last| last.number) + 1,
             at: now(),
-        };
-        replica.checkpoint = Some(checkpoint);
+        });
+        replica.memory = replica
+            .pending
+            .take()
+            .map(|pending| Box::new(pending.image));
         replica.state = ReplicaState::Replicating;
-        record.role = Role::Secondary(replica);
+        record.role = Role::Secondary(replica.clone());
         own.remember_replication(&record)?;
-        Ok(Answer::Checkpointed(checkpoint))
+        Ok((record, replica))
+    }
+
+    /// Completes a checkpoint that was decided on and interrupted, if there is one. Who asked for it has written nothing
+    /// since, so that its disks are still those of that instant, whether their part was done or not.
+    fn settled(
+        &self,
+        own: &DomainStore,
+        record: ReplicationRecord,
+        replica: Replica,
+    ) -> Result<(ReplicationRecord, Replica)> {
+        let is_decided = replica.pending.as_ref().is_some_and(|it| it.is_decided);
+        if !is_decided || replica.state != ReplicaState::Replicating {
+            return Ok((record, replica));
+        }
+        let mut secondary = self.adopt(own, &replica)?;
+        let is_served = secondary.is_served();
+        secondary.leave();
+        if !is_served {
+            return Ok((record, replica));
+        }
+        let settled = self.complete(own, record, replica);
+        settled.map_err(|error| {
+            error.while_doing("complete the checkpoint that was being made when it was interrupted")
+        })
     }
 
     fn alive(&self, own: &DomainStore, pair: &str, session: Uuid) -> Result<Answer, Refusal> {
@@ -265,6 +332,7 @@ impl Replicas {
     fn close(&self, own: &DomainStore, pair: &str, session: Uuid) -> Result<Answer, Refusal> {
         let _lock = lock(own)?;
         let (record, replica) = require_session(own, pair, session)?;
+        let (record, replica) = self.settled(own, record, replica)?;
         self.end(own, record, replica)?;
         Ok(Answer::Done)
     }
@@ -276,14 +344,19 @@ impl Replicas {
         replica: Replica,
     ) -> Result<ReplicationRecord> {
         self.adopt(own, &replica)?.stop(false)?;
+        let replica = Replica {
+            // Without a failover nothing of it is to go on here.
+            memory: None,
+            pending: None,
+            state: ReplicaState::Stopped { at: now() },
+            ..replica
+        };
         let record = ReplicationRecord {
-            role: Role::Secondary(Replica {
-                state: ReplicaState::Stopped { at: now() },
-                ..replica
-            }),
+            role: Role::Secondary(replica.clone()),
             ..record
         };
         own.remember_replication(&record)?;
+        memory::tidy_unless_busy(own, &replica);
         Ok(record)
     }
 
@@ -312,7 +385,10 @@ impl Replicas {
         let _lock = lock(&own)?;
         let (record, replica) = find(&own)?;
         match replica.state {
-            ReplicaState::Receiving | ReplicaState::Replicating => self.end(&own, record, replica),
+            ReplicaState::Receiving | ReplicaState::Replicating => {
+                let (record, replica) = self.settled(&own, record, replica)?;
+                self.end(&own, record, replica)
+            }
             ReplicaState::Stopped { .. } => Err(Error::new(
                 ErrorKind::DomainState,
                 format!("the replication of domain '{domain}' to this host is stopped already"),
@@ -324,81 +400,6 @@ impl Replicas {
             .hint("`xl-ext replication-start` replicates it from here")),
         }
     }
-
-    /// Has the domain go on here: the primary is cut off, and the disks are set back to the last checkpoint and closed when
-    /// it returns. One that was interrupted goes on.
-    ///
-    /// # Errors
-    /// [`ErrorKind::DomainState`] if there is no checkpoint to go on from, or it was done already;
-    /// [`ErrorKind::NeedsRepair`] if the QEMU that kept the checkpoint is gone.
-    pub fn fail_over(&self, domain: &str, observer: &dyn Observer) -> Result<FailedOver> {
-        let own = self.store.domain(domain);
-        let _lock = lock(&own)?;
-        let (mut record, mut replica) = find(&own)?;
-        let refuse = |what: String| Error::new(ErrorKind::DomainState, what);
-        let remember = |record: &mut ReplicationRecord, replica: &Replica| {
-            record.role = Role::Secondary(replica.clone());
-            own.remember_replication(record)
-        };
-        let at = match replica.state {
-            ReplicaState::Receiving => {
-                return Err(refuse(format!(
-                    "domain '{domain}' cannot go on here: there was no checkpoint yet"
-                ))
-                .hint("what its disks hold here is of no instant"));
-            }
-            ReplicaState::Stopped { .. } => {
-                return Err(refuse(format!(
-                    "the replication of domain '{domain}' to this host is stopped"
-                ))
-                .hint(
-                    "the disks are those of the last checkpoint, but nobody is kept from going on at the other side: \
-                     start the domain by a configuration file, if that is meant",
-                ));
-            }
-            ReplicaState::FailedOver { .. } => {
-                return Err(refuse(format!(
-                    "domain '{domain}' has failed over to this host already"
-                ))
-                .hint("`xl list` shows whether it runs; `xl create` starts it"));
-            }
-            ReplicaState::Replicating => now(),
-            ReplicaState::FailingOver { at } | ReplicaState::Merged { at } => at,
-        };
-        if !matches!(replica.state, ReplicaState::Merged { .. }) {
-            let mut secondary = self.adopt(&own, &replica)?;
-            if !secondary.is_served() {
-                return Err(Error::new(
-                    ErrorKind::NeedsRepair,
-                    format!("the QEMU that kept the last checkpoint of domain '{domain}' is gone"),
-                )
-                .hint(
-                    "its disks here are of no instant, and what was kept cannot be put together; if the primary is there, \
-                     `xl-ext replication-resume` on it copies everything again",
-                ));
-            }
-            if replica.state == ReplicaState::Replicating {
-                // Before anything else: from here on the primary has lost, whatever becomes of us.
-                record.generation += 1;
-                replica.state = ReplicaState::FailingOver { at };
-                remember(&mut record, &replica)?;
-            }
-            observer.step("cut the primary off and set the disks back to the last checkpoint");
-            secondary.set_back_durably()?;
-            secondary.leave();
-            replica.state = ReplicaState::Merged { at };
-            remember(&mut record, &replica)?;
-        }
-        observer.step("close the disks");
-        self.adopt(&own, &replica)?.let_go()?;
-        replica.state = ReplicaState::FailedOver { at };
-        remember(&mut record, &replica)?;
-        Ok(FailedOver {
-            replica,
-            generation: record.generation,
-            at,
-        })
-    }
 }
 
 fn lock(own: &DomainStore) -> Result<DomainLock> {
@@ -409,183 +410,6 @@ fn lock(own: &DomainStore) -> Result<DomainLock> {
 fn buffers(own: &DomainStore, replica: &Replica) -> PathBuf {
     let name = format!("buffers-{}", replica.id.simple());
     own.replica_directory().join(name)
-}
-
-/// The replica of a domain on this host.
-fn find(own: &DomainStore) -> Result<(ReplicationRecord, Replica)> {
-    let record = own.replication()?;
-    match record {
-        Some(ReplicationRecord {
-            role: Role::Secondary(replica),
-            domain,
-            generation,
-        }) => {
-            let role = Role::Secondary(replica.clone());
-            let record = ReplicationRecord {
-                domain,
-                generation,
-                role,
-            };
-            Ok((record, replica))
-        }
-        _ => Err(Error::new(
-            ErrorKind::DomainState,
-            format!("domain '{}' is not replicated to this host", own.name()),
-        )
-        .hint("`xl-ext replication-status` lists those that are")),
-    }
-}
-
-fn look(own: &DomainStore, pair: &str) -> Result<Answer, Refusal> {
-    let Some(record) = own.replication()? else {
-        return Ok(Answer::Seen(Seen {
-            generation: 0,
-            failed_over: None,
-            checkpoint: None,
-        }));
-    };
-    let (failed_over, checkpoint) = match &record.role {
-        Role::Secondary(replica) => {
-            require_pair(own.name(), replica, pair)?;
-            (replica.state.failed_over(), replica.checkpoint)
-        }
-        Role::Primary(_) => (None, None),
-    };
-    Ok(Answer::Seen(Seen {
-        generation: record.generation,
-        failed_over,
-        checkpoint,
-    }))
-}
-
-fn require_pair(domain: &str, replica: &Replica, pair: &str) -> Result<()> {
-    if replica.pair == pair {
-        return Ok(());
-    }
-    // Nothing more is said to a host that the domain is none of the business of.
-    Err(Error::new(
-        ErrorKind::DomainState,
-        format!("domain '{domain}' is replicated by another pair of hosts"),
-    ))
-}
-
-fn lost(record: &ReplicationRecord, at: u64) -> Refusal {
-    Refusal {
-        why: Why::Lost {
-            at,
-            generation: record.generation,
-        },
-        text: format!("domain '{}' has failed over to this host", record.domain),
-    }
-}
-
-/// Whether a start may be accepted; what there is of an earlier one.
-fn require_open<'a>(
-    known: &'a ReplicationRecord,
-    pair: &str,
-    generation: u64,
-) -> Result<Option<&'a Replica>, Refusal> {
-    let replica = match &known.role {
-        Role::Secondary(replica) => {
-            require_pair(&known.domain, replica, pair)?;
-            if let Some(at) = replica.state.failed_over() {
-                return Err(lost(known, at));
-            }
-            Some(replica)
-        }
-        Role::Primary(primary) => match primary.state {
-            PrimaryState::Lost { .. } | PrimaryState::Stopped { .. } => None,
-            _ => {
-                let what = format!("domain '{}' is replicated from this host", known.domain);
-                let error = Error::new(ErrorKind::DomainState, what);
-                return Err(error.hint("stop that first, on it").into());
-            }
-        },
-    };
-    if generation <= known.generation {
-        return Err(Refusal {
-            why: Why::Behind {
-                generation: known.generation,
-            },
-            text: format!(
-                "generation {generation} of domain '{}' is not newer than {}",
-                known.domain, known.generation
-            ),
-        });
-    }
-    Ok(replica)
-}
-
-/// The replica, if it is that of this start.
-fn require_session(
-    own: &DomainStore,
-    pair: &str,
-    session: Uuid,
-) -> Result<(ReplicationRecord, Replica), Refusal> {
-    let (record, replica) = find(own)?;
-    require_pair(own.name(), &replica, pair)?;
-    if let Some(at) = replica.state.failed_over() {
-        return Err(lost(&record, at));
-    }
-    if replica.session != session {
-        return Err(Refusal {
-            why: Why::Behind {
-                generation: record.generation,
-            },
-            text: "another start of replication is newer".into(),
-        });
-    }
-    if matches!(replica.state, ReplicaState::Stopped { .. }) {
-        let what = format!(
-            "the replication of domain '{}' was stopped here",
-            own.name()
-        );
-        return Err(Error::new(ErrorKind::DomainState, what).into());
-    }
-    Ok((record, replica))
-}
-
-/// Refuses what no primary of ours would ask for.
-fn check(open: &Open) -> Result<()> {
-    let invalid = |what: &str| Err(Error::new(ErrorKind::InvalidRequest, what));
-    let texts = [Some(&open.configuration), open.domain_config.as_ref()];
-    if texts
-        .into_iter()
-        .flatten()
-        .any(|text| text.len() > CONFIGURATION_MAX)
-    {
-        return invalid("the domain's configuration is too long");
-    }
-    if open.disks.len() > DISKS_MAX {
-        return invalid("these are too many disks");
-    }
-    let is_length =
-        |length: u64| length > 0 && length.is_multiple_of(512) && i64::try_from(length).is_ok();
-    if !open.disks.iter().all(|disk| is_length(disk.length)) {
-        return invalid("a disk has a length that no disk has");
-    }
-    if open.generation == 0 || open.generation > i64::MAX as u64 {
-        return invalid("the generation is none");
-    }
-    // By made-up images: theirs are decided here.
-    let target = |disk: &WantedDisk| DiskTarget {
-        vdev: disk.vdev.clone(),
-        image: Path::new("/").join(&disk.vdev).into(),
-        format: disk.format,
-    };
-    let disks: Vec<_> = open.disks.iter().map(target).collect();
-    replication::check(&disks, &NbdAddress::Unix("/nbd".into()))
-}
-
-/// Refuses a name that no domain has.
-pub(super) fn check_name(domain: &str) -> Result<()> {
-    if domain.is_empty() || domain.len() > NAME_MAX || domain.chars().any(char::is_control) {
-        return Err(Error::new(
-            ErrorKind::InvalidRequest,
-            "that is no name of a domain",
-        ));
-    }
-    Ok(())
 }
 
 fn make(disk: &DiskTarget, length: u64) -> Result<()> {

@@ -178,6 +178,7 @@ impl Shared {
         match hello.purpose {
             Purpose::Control => self.converse(&hello.domain, &pair, link),
             Purpose::Nbd { session } => self.carry(&hello.domain, &pair, session, link),
+            Purpose::Memory { session } => self.receive(&hello.domain, &pair, session, link),
         }
     }
 
@@ -226,9 +227,7 @@ impl Shared {
             Err(refusal) => return link.say(&Answer::Refused(refusal), ANSWER_LIMIT),
         };
         let Some(relays) = self.relays_of(domain, session) else {
-            let why = Why::Other;
-            let text = "another start of replication is newer".into();
-            return link.say(&Answer::Refused(Refusal { why, text }), ANSWER_LIMIT);
+            return link.say(&newer(), ANSWER_LIMIT);
         };
         let qemu = match UnixStream::connect(socket) {
             Ok(qemu) => qemu,
@@ -240,4 +239,24 @@ impl Shared {
         link.say(&Answer::Done, ANSWER_LIMIT)?;
         relays.carry(link, qemu)
     }
+
+    /// The memory of a checkpoint, as long as no newer start of replication has begun.
+    fn receive(&self, domain: &str, pair: &str, session: Uuid, mut link: Link) -> io::Result<()> {
+        if let Err(refusal) = self.replicas.nbd(domain, pair, session) {
+            return link.say(&Answer::Refused(refusal), ANSWER_LIMIT);
+        }
+        let Some(relays) = self.relays_of(domain, session) else {
+            return link.say(&newer(), ANSWER_LIMIT);
+        };
+        let _carried = relays.watch(&link)?;
+        link.say(&Answer::Done, ANSWER_LIMIT)?;
+        self.replicas.receive(domain, pair, session, &mut link)
+    }
+}
+
+fn newer() -> Answer {
+    Answer::Refused(Refusal {
+        why: Why::Other,
+        text: "another start of replication is newer".into(),
+    })
 }

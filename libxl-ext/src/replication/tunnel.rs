@@ -1,10 +1,11 @@
 //! The primary's end of what its QEMU says to the secondary: a UNIX socket that QEMU connects to. Whoever is silent at the
 //! other end holds up the guest's writes until the tunnel is cut, which needs neither QEMU nor the peer.
 
+use super::link::Link;
 use super::pair::Key;
 use super::protocol::Purpose;
 use super::qdisk::NbdAddress;
-use super::relay::Relays;
+use super::relay::{Carried, Relays};
 use super::remote::greeted;
 use crate::error::{Error, Result};
 use crate::store::absent_is_fine;
@@ -125,6 +126,14 @@ impl Tunnel {
         self.heart.state().trouble.take()
     }
 
+    /// Has a link of one's own cut with it, as long as what is returned lives.
+    ///
+    /// # Errors
+    /// If it was cut before.
+    pub(super) fn watch(&self, link: &Link) -> std::io::Result<Carried> {
+        self.relays.watch(link)
+    }
+
     /// Cuts it.
     pub(super) fn cut(&self) {
         self.heart.state().is_over = true;
@@ -165,7 +174,7 @@ fn accept_all(listener: &UnixListener, end: &End, relays: &Arc<Relays>) {
     }
 }
 
-fn carry(qemu: UnixStream, end: &End, relays: &Relays) -> Result<()> {
+fn carry(qemu: UnixStream, end: &End, relays: &Arc<Relays>) -> Result<()> {
     let failed = |error: std::io::Error| Error::io("carry what QEMU says", error);
     qemu.set_nonblocking(false).map_err(failed)?;
     let session = end.session;

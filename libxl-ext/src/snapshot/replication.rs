@@ -1,22 +1,24 @@
 //! Replication of a domain to another host, and its failover.
 
+mod status;
+
+pub use status::{CheckpointMemory, ReplicationInfo};
+
 use super::Host;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
-use crate::model::disk::DiskTarget;
 use crate::model::domain::{DomainLife, DomainState};
 use crate::model::replica::{
-    Checkpoint, Pace, Primary, PrimaryState, Replica, ReplicaState, ReplicationRecord, Role,
+    Pace, Primary, PrimaryState, Replica, ReplicaState, ReplicationRecord, Role,
 };
 use crate::observe::{self, Target, observe};
 use crate::plan::{self, now};
 use crate::port::{Worker, is_alive};
 use crate::replication::keeper::{self, Command, Keeper, Progress, Setup};
-use crate::replication::qdisk::{DomainGuest, Limits, end_mirrors};
+use crate::replication::qdisk::{DomainGuest, Limits, MemoryGuest as _, end_mirrors};
 use crate::replication::{
     FailedOver, Pairs, RUN_DIRECTORY, Replicas, ask_secondary, close_secondary,
 };
-use serde::Serialize;
 use std::path::Path;
 use std::time::Duration;
 use uuid::Uuid;
@@ -36,38 +38,10 @@ pub struct ReplicationRequest {
     pub pair: Option<String>,
     /// How long is waited, and how often a checkpoint made.
     pub pace: Pace,
+    /// Whether a checkpoint is of the memory too.
+    pub memory: bool,
     /// The configuration file's text with which the domain is to be started there.
     pub domain_config: Option<String>,
-}
-
-/// How the replication of a domain is.
-#[derive(Clone, Debug, Serialize)]
-pub struct ReplicationInfo {
-    /// The domain.
-    pub domain: String,
-    /// What this host is to it: `primary` or `secondary`.
-    pub role: &'static str,
-    /// Of the primary `starting`, `running`, `broken`, `stopped` or `lost`; of the secondary `receiving`, `replicating`,
-    /// `failing over`, `failed over` or `stopped`.
-    pub state: String,
-    /// Since when, in seconds since 1970-01-01 00:00 UTC, if it is known.
-    pub since: Option<u64>,
-    /// Why it is broken.
-    pub why: Option<String>,
-    /// Raised by each start and each failover.
-    pub generation: u64,
-    /// Where the secondary is, on the primary.
-    pub peer: Option<String>,
-    /// Name of the key.
-    pub pair: String,
-    /// The disks, as they are on this host.
-    pub disks: Vec<DiskTarget>,
-    /// The last checkpoint.
-    pub checkpoint: Option<Checkpoint>,
-    /// For how long the guest stood still for that, in microseconds.
-    pub pause_us: Option<u64>,
-    /// Whether the process is there that keeps it going: the keeper, or the secondary's QEMU.
-    pub is_served: bool,
 }
 
 impl Host {
@@ -128,9 +102,11 @@ impl Host {
                 pair: pair.name,
                 pace: request.pace,
                 disks,
+                memory: request.memory,
                 life: live.life,
                 domain_config: request.domain_config.clone(),
                 keeper: None,
+                standing: None,
                 state: PrimaryState::Starting,
             }),
         };
@@ -157,6 +133,7 @@ impl Host {
                 peer: primary.peer,
                 pair: Some(primary.pair),
                 pace: primary.pace,
+                memory: primary.memory,
                 domain_config: primary.domain_config,
             }),
             Role::Secondary(_) => Err(not_from_here(&target.name)),
@@ -198,7 +175,9 @@ impl Host {
         let life = primary.life;
         let guest = DomainGuest {
             ports: &self.ports,
+            name: &target.name,
             life,
+            observer,
         };
         let setup = Setup {
             key: self.pairs().find(&primary.pair)?.key,
@@ -288,6 +267,7 @@ impl Host {
         if matches!(primary.state, PrimaryState::Lost { .. }) {
             return Ok(());
         }
+        self.let_go_on(target, observer)?;
         if self.is_there(primary.life)? {
             observer.step("end what is left in QEMU");
             end_mirrors(
@@ -311,6 +291,39 @@ impl Host {
         }
         let state = PrimaryState::Stopped { at: now() };
         remember_state(target, record, primary, state)
+    }
+
+    /// Lets a guest go on that was suspended for a checkpoint when its keeper was killed.
+    pub(super) fn let_go_on(&self, target: &Target, observer: &dyn Observer) -> Result<()> {
+        let Some(mut record) = target.store.replication()? else {
+            return Ok(());
+        };
+        let Role::Primary(primary) = &mut record.role else {
+            return Ok(());
+        };
+        if is_kept(primary) {
+            return Ok(());
+        }
+        let Some(standing) = primary.standing.take() else {
+            return Ok(());
+        };
+        let guest = DomainGuest {
+            ports: &self.ports,
+            name: &target.name,
+            life: primary.life,
+            observer,
+        };
+        guest.go_on(standing, true).map_err(|error| {
+            error.while_doing(format!(
+                "let domain '{}' go on, which stood still for a checkpoint",
+                target.name
+            ))
+        })?;
+        target.store.remember_replication(&record)?;
+        observer.note(
+            "the guest goes on: the process that had suspended it for a checkpoint was killed",
+        );
+        Ok(())
     }
 
     fn is_there(&self, life: DomainLife) -> Result<bool> {
@@ -347,79 +360,34 @@ impl Host {
         self.replicas().fail_over(domain, observer)
     }
 
-    /// How replication is, of one domain or of all that this host has to do with.
+    /// The same without the memory, if the checkpoint has one.
     ///
     /// # Errors
-    /// [`ErrorKind::DomainState`] if the domain is not replicated; what the store reports.
-    pub fn replications(&self, domain: Option<&str>) -> Result<Vec<ReplicationInfo>> {
-        let records = match domain {
-            Some(domain) => vec![self.replication_of(domain)?.1],
-            None => self.store.replications()?,
-        };
-        records
-            .into_iter()
-            .map(|record| self.info(record))
-            .collect()
+    /// As [`Replicas::fail_over`].
+    pub fn fail_over_disks(&self, domain: &str, observer: &dyn Observer) -> Result<FailedOver> {
+        self.replicas().fail_over_disks(domain, observer)
     }
 
-    fn info(&self, record: ReplicationRecord) -> Result<ReplicationInfo> {
-        let (domain, generation) = (record.domain, record.generation);
-        Ok(match record.role {
-            Role::Primary(primary) => {
-                let is_served = is_kept(&primary);
-                let run = Path::new(RUN_DIRECTORY);
-                let told = is_served.then(|| {
-                    keeper::tell(run, primary.session, Command::Status, STATUS_LIMIT).ok()
-                });
-                let told = told.flatten();
-                let state = match &told {
-                    Some(told) => told.state.clone(),
-                    None if is_served => primary.state.clone(),
-                    None => broken(&primary),
-                };
-                let (since, why) = match &state {
-                    PrimaryState::Starting => (None, None),
-                    PrimaryState::Running { since: at }
-                    | PrimaryState::Stopped { at }
-                    | PrimaryState::Lost { at } => (Some(*at), None),
-                    PrimaryState::Broken { at, why } => (Some(*at), Some(why.clone())),
-                };
-                ReplicationInfo {
-                    domain,
-                    role: "primary",
-                    state: state.to_string(),
-                    since,
-                    why,
-                    generation,
-                    peer: Some(primary.peer),
-                    pair: primary.pair,
-                    disks: primary.disks,
-                    checkpoint: told.as_ref().and_then(|told| told.checkpoint),
-                    pause_us: told.as_ref().and_then(|told| told.pause_us),
-                    is_served,
-                }
-            }
-            Role::Secondary(replica) => ReplicationInfo {
-                is_served: self.replicas().is_served(&domain, &replica)?,
-                domain,
-                role: "secondary",
-                state: replica.state.to_string(),
-                since: match replica.state {
-                    ReplicaState::Receiving | ReplicaState::Replicating => None,
-                    ReplicaState::FailingOver { at }
-                    | ReplicaState::Merged { at }
-                    | ReplicaState::FailedOver { at }
-                    | ReplicaState::Stopped { at } => Some(at),
-                },
-                why: None,
-                generation,
-                peer: None,
-                pair: replica.pair,
-                disks: replica.disks,
-                checkpoint: replica.checkpoint,
-                pause_us: None,
-            },
-        })
+    /// libxl's configuration, in JSON, that is in the memory of a replica's last checkpoint, if that is of the memory too. A
+    /// primary that goes on may replace it at any time.
+    ///
+    /// # Errors
+    /// What is said of a memory image that is damaged.
+    pub fn configuration_in_memory(
+        &self,
+        domain: &str,
+        replica: &Replica,
+    ) -> Result<Option<String>> {
+        let store = self.store.domain(domain);
+        let configuration = replica.memory.as_ref().map(|image| {
+            let received = store.replica_memory().kept_in_store(image.id);
+            // A failover that was interrupted may have handed it over.
+            let handed_over = store.kept_in_store(image.id);
+            let is_there = received.image.exists();
+            let kept = if is_there { received } else { handed_over };
+            kept.configuration()
+        });
+        configuration.transpose()
     }
 
     /// Refuses to start a domain that is, or may be, the other host's. If it is not known, that is asked.
@@ -515,7 +483,12 @@ fn broken(primary: &Primary) -> PrimaryState {
     match &primary.state {
         PrimaryState::Starting | PrimaryState::Running { .. } => PrimaryState::Broken {
             at: now(),
-            why: "the process that kept it going is gone".into(),
+            why: match primary.standing {
+                None => "the process that kept it going is gone".into(),
+                Some(_) => "the process that kept it going is gone, and had suspended the guest for a checkpoint: \
+                            `xl-ext replication-resume` or `xl-ext replication-stop` lets that go on"
+                    .into(),
+            },
         },
         state => state.clone(),
     }
@@ -530,6 +503,7 @@ fn remember_state(
     let role = Role::Primary(Primary {
         state,
         keeper: None,
+        standing: None,
         ..primary.clone()
     });
     target.store.remember_replication(&ReplicationRecord {

@@ -148,13 +148,8 @@ impl DomainStore {
     /// # Errors
     /// [`ErrorKind::Io`] if they cannot be listed. An image that cannot be read is among them.
     pub(crate) fn packed_images(&self) -> Result<Vec<(SnapshotId, PathBuf)>> {
-        let failed = |error| Error::io(format!("list {}", self.directory.display()), error);
         let mut images = Vec::new();
-        for entry in fs::read_dir(&self.directory).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            let Some(id) = SnapshotId::of_file_name(&name) else {
-                continue;
-            };
+        for id in self.memory_directories()? {
             let path = self.memory_path(id);
             // One that is damaged in its beginning may need packs.
             if atomic::is_there(&path) && !memory::is_stock(&path).unwrap_or(false) {
@@ -163,6 +158,20 @@ impl DomainStore {
         }
         images.sort();
         Ok(images)
+    }
+
+    /// The directories of memory images that are there, whatever is in them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if they cannot be listed.
+    pub(crate) fn memory_directories(&self) -> Result<Vec<SnapshotId>> {
+        let failed = |error| Error::io(format!("list {}", self.directory.display()), error);
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.directory).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            found.extend(SnapshotId::of_file_name(&name));
+        }
+        Ok(found)
     }
 
     /// The memory image of one snapshot while it is being written.

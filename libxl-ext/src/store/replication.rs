@@ -12,6 +12,9 @@ const FILE: &str = "replication";
 /// The directory, beside it, of a secondary's images and buffers.
 const REPLICA: &str = "replica";
 
+/// The directory in that, with memory images and packs as in a domain's directory.
+const MEMORY: &str = "memory";
+
 impl Store {
     /// The directory of all.
     pub fn root(&self) -> &Path {
@@ -49,6 +52,14 @@ impl DomainStore {
     /// Where a secondary has the images that it made, and what the primary overwrites.
     pub(crate) fn replica_directory(&self) -> PathBuf {
         self.directory.join(REPLICA)
+    }
+
+    /// Where a secondary has the memory of checkpoints: apart from the domain's own, which other operations tidy up.
+    pub(crate) fn replica_memory(&self) -> DomainStore {
+        DomainStore {
+            name: self.name.clone(),
+            directory: self.replica_directory().join(MEMORY),
+        }
     }
 
     /// What is remembered of the domain's replication; none if it was never replicated.

@@ -41,6 +41,9 @@ pub(crate) struct ReplicationStart {
     /// How long the secondary may be silent before the guest goes on without it, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(500..=60_000))]
     pub(crate) heartbeat: u64,
+    /// Take the memory with each checkpoint: after a failover the guest goes on from there, and does not boot.
+    #[arg(long)]
+    pub(crate) memory: bool,
     /// The domain's configuration file, with which a failover starts it.
     #[arg(long, value_name = "FILE")]
     pub(crate) domain_config: Option<PathBuf>,
@@ -108,6 +111,9 @@ pub(crate) struct ReplicationFailover {
     /// Take the paths in its configuration as they are, of a kernel for instance.
     #[arg(long)]
     pub(crate) keep_paths: bool,
+    /// Leave the memory, if the checkpoint has one: the guest boots.
+    #[arg(long)]
+    pub(crate) disks_only: bool,
     /// The domain.
     pub(crate) domain: String,
 }

@@ -59,6 +59,7 @@ pub(super) fn start(context: &Context, args: &ReplicationStart) -> Result<()> {
         peer: args.secondary.clone(),
         pair: args.pair.clone(),
         pace: args.pace(),
+        memory: args.memory,
         domain_config: domain_config.transpose()?,
     };
     begin(context, &args.domain, &request, args.json)
@@ -217,9 +218,13 @@ pub(super) fn checkpoint(context: &Context, args: &ReplicationOf) -> Result<()> 
     }
     let number = made.checkpoint.map_or(0, |checkpoint| checkpoint.number);
     let pause = Duration::from_micros(made.pause_us.unwrap_or(0));
+    let memory = made
+        .memory_bytes
+        .map(|bytes| format!(" with {} of memory", render::mebibytes(bytes)));
     print(&format!(
-        "Domain '{}': checkpoint {number}; the guest stood still for {:.1} ms\n",
+        "Domain '{}': checkpoint {number}{}; the guest stood still for {:.1} ms\n",
         args.domain,
+        memory.unwrap_or_default(),
         pause.as_secs_f64() * 1e3
     ))
 }

@@ -5,10 +5,13 @@ use super::world::{IMAGES, NAME, Shared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Stop, Unobserved};
 use crate::model::disk::DeviceDisk;
+use crate::model::domain::{DomainLife, DomainState, GuestState};
+use crate::model::process::ProcessId;
 use crate::model::replica::{
-    Pace, Primary, PrimaryState, Replica, ReplicaState, ReplicationRecord, Role,
+    Pace, Primary, PrimaryState, Replica, ReplicaState, ReplicationRecord, Role, Standing,
 };
 use crate::plan::{CreateRequest, Request};
+use crate::replication::qdisk::{DomainGuest, MemoryGuest as _};
 use crate::replication::{Pair, Pairs, Replicas, Server};
 use crate::snapshot::{Host, ReplicationRequest};
 use crate::store::{DomainStore, Store};
@@ -87,6 +90,7 @@ fn request(peer: &str) -> ReplicationRequest {
         peer: peer.into(),
         pair: None,
         pace: pace(),
+        memory: false,
         domain_config: None,
     }
 }
@@ -195,6 +199,90 @@ fn a_domain_that_may_be_the_other_hosts_is_not_started_before_that_has_said_so()
     assert!(host.stop_replication(NAME, false, &Unobserved).is_err());
     host.stop_replication(NAME, true, &Unobserved).unwrap();
     assert_eq!(store(&root).replication().unwrap(), None);
+}
+
+/// The domain, how it is, and whether xl's monitor is held.
+fn look(shared: &Shared) -> (DomainLife, DomainState, ProcessId, bool) {
+    let world = shared.0.borrow();
+    let (domid, domain) = world.domains.first_key_value().unwrap();
+    let life = DomainLife {
+        domid: *domid,
+        uuid: domain.uuid,
+    };
+    (life, domain.state(), domain.monitor, domain.monitor_held)
+}
+
+#[test]
+fn a_guest_gives_its_memory_and_goes_on_as_it_was() {
+    for state in [DomainState::Running, DomainState::Paused] {
+        let shared = Shared::new();
+        let ports = shared.ports();
+        let (life, ..) = look(&shared);
+        if state == DomainState::Paused {
+            ports.toolstack.pause(life.domid).unwrap();
+        }
+        let guest = DomainGuest {
+            ports: &ports,
+            name: NAME,
+            life,
+            observer: &Unobserved,
+        };
+        let memory = guest.memory().unwrap();
+        let mut taken = Vec::new();
+        let mut take = |bytes: &[u8]| -> Result<()> {
+            taken.extend_from_slice(bytes);
+            Ok(())
+        };
+        guest.suspend(&memory, &mut take).unwrap();
+        assert!(!taken.is_empty());
+        assert_eq!(look(&shared).1, DomainState::Suspended);
+        guest.go_on(memory.standing, false).unwrap();
+        let (_, after, _, is_held) = look(&shared);
+        assert_eq!((after, is_held), (state, false));
+        // Whoever takes it takes no more: the guest may be suspended then, and goes on.
+        let failed = guest.suspend(&memory, &mut |_| {
+            Err(Error::new(ErrorKind::Toolstack, "enough"))
+        });
+        says(&failed.unwrap_err(), &["enough"]);
+        guest.go_on(memory.standing, true).unwrap();
+        let (_, after, _, is_held) = look(&shared);
+        assert_eq!((after, is_held), (state, false));
+    }
+}
+
+/// As after a `kill -9` of the keeper in the middle of a checkpoint.
+#[test]
+fn a_guest_whose_keeper_was_killed_while_it_was_suspended_goes_on_with_the_next_command() {
+    for by_stop in [false, true] {
+        let (root, shared, pair) = running();
+        let other = Other::listens(&pair);
+        let host = shared.host(root.path());
+        let mut record = prepare(&host, &other.peer).unwrap();
+        let (life, _, monitor, _) = look(&shared);
+        if let Role::Primary(primary) = &mut record.role {
+            primary.standing = Some(Standing {
+                guest: GuestState::Running,
+                monitor: Some(monitor),
+            });
+        }
+        cut(&root, &record, PrimaryState::Running { since: 3 });
+        {
+            let mut world = shared.0.borrow_mut();
+            let domain = world.domains.get_mut(&life.domid).unwrap();
+            (domain.monitor_held, domain.suspended) = (true, true);
+        }
+        if by_stop {
+            // Its QEMU is none that could be asked.
+            let _ = host.stop_replication(NAME, false, &Unobserved);
+        } else {
+            let create = Request::Create(CreateRequest::default());
+            says(&execute(&host, &create).unwrap_err(), &["is replicated to"]);
+        }
+        let (_, state, _, is_held) = look(&shared);
+        assert_eq!((state, is_held), (DomainState::Running, false));
+        let record = store(&root).replication().unwrap().unwrap();
+        assert!(matches!(record.role, Role::Primary(primary) if primary.standing.is_none()));
+    }
 }
 
 #[test]

@@ -172,6 +172,11 @@ pub(crate) fn seal(packs: &Path, id: SnapshotId) -> Result<()> {
     atomic::sync_directory(packs)
 }
 
+/// Where a complete pack is.
+pub(crate) fn path_of(packs: &Path, id: SnapshotId) -> PathBuf {
+    path(packs, id.0)
+}
+
 /// Removes the pack of a snapshot that is taken back, so that no other image needs it. Doing it again is no error.
 ///
 /// # Errors

@@ -19,7 +19,7 @@ fn link(
     (connected, accepted.join().unwrap())
 }
 
-fn linked() -> (Link, Link) {
+pub(in crate::replication) fn linked() -> (Link, Link) {
     let key = Key::random().unwrap();
     let (ours, theirs) = link(
         &key,

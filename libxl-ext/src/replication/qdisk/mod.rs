@@ -36,7 +36,8 @@ mod secondary;
 mod tests;
 
 pub use crate::model::replication::{Limits, NbdAddress};
-pub use checkpoint::{DomainGuest, Guest, checkpoint};
+pub(super) use checkpoint::both;
+pub use checkpoint::{DomainGuest, Each, Guest, GuestMemory, MemoryGuest, checkpoint};
 pub use primary::{PrimaryDisk, Pulse, register};
 pub(crate) use primary::{end_mirrors, length_of};
 pub(crate) use secondary::Stage;

@@ -4,6 +4,7 @@
 mod faults;
 mod lab;
 mod life;
+mod memory;
 
 use lab::{Lab, MIB};
 mod wire;

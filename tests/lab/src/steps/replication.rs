@@ -16,6 +16,11 @@ pub(super) const STEPS: &[Step] = &[
         cells: &[],
     },
     Step {
+        name: "ts-replication-fails-over-with-memory",
+        run: fails_over_with_memory,
+        cells: &[],
+    },
+    Step {
         name: "ts-replication-breaks-and-goes-on",
         run: breaks,
         cells: &[],
@@ -78,11 +83,14 @@ impl<'lab> Hosts<'lab> {
     }
 
     fn start(&self, spec: &GuestSpec) -> Result<()> {
+        self.start_with(spec, "").map(drop)
+    }
+
+    fn start_with(&self, spec: &GuestSpec, options: &str) -> Result<String> {
         let config = spec.config_path();
-        let start = format!(
-            "replication-start --secondary 127.0.0.1 --heartbeat 20000 --domain-config {config} {{}}"
-        );
-        self.here.run(&start).map(drop)
+        self.here.run(&format!(
+            "replication-start --secondary 127.0.0.1 --heartbeat 20000 --domain-config {config} {options} {{}}"
+        ))
     }
 
     fn info(product: &Product<'_>) -> Result<Value> {
@@ -221,6 +229,117 @@ fn fails_over(context: &mut Context) -> Result<()> {
     // What failed over is a domain like any other.
     there.run("snapshot-create -n after {}")?;
     here.run("replication-stop --forget {}")?;
+    Ok(())
+}
+
+/// The guest's memory goes along: it goes on at the other store from the last checkpoint, with the disks of that instant, and
+/// knows nothing of what came after. Before that, what is killed in the middle of a checkpoint does no harm.
+fn fails_over_with_memory(context: &mut Context) -> Result<()> {
+    context.needs_product()?;
+    let lab = context.lab();
+    let spec = GuestSpec::pv("repl-memory").disks(&[24, 16]);
+    let guest = Guest::create(lab, &spec)?;
+    let hosts = Hosts::new(lab, &guest)?;
+    let Hosts { here, there, .. } = &hosts;
+    let life = guest.life_id()?;
+    let checkpoint = |number: u32| -> Result<u64> {
+        let made = here.run("replication-checkpoint {}")?;
+        let with_memory = format!("checkpoint {number} with");
+        ensure!(made.contains(&with_memory), "{made}");
+        println!("{}", made.trim());
+        let info = Hosts::info(there)?;
+        assert_eq!(info["checkpoint"]["number"], number);
+        let stored = info["memory"]["stored_bytes"].as_u64();
+        stored.context("nothing is said of the memory")
+    };
+    guest.set_memory("word", "before")?;
+    println!("{}", hosts.start_with(&spec, "--memory")?.trim());
+    let first = Hosts::info(there)?["memory"]["stored_bytes"].as_u64();
+    let first = first.context("the first checkpoint has no memory")?;
+    let counter = guest.wait_counter_beyond(guest.counter()?)?;
+
+    // An idle guest's second memory is little but what has changed.
+    let second = checkpoint(2)?;
+    println!("stored: {first} bytes, then {second}");
+    ensure!(second * 4 < first, "{first} bytes, then {second}");
+
+    // The keeper is killed while the guest is suspended: whoever comes next lets it go on, and what had come is dropped.
+    kill_in_a_checkpoint(&hosts)?;
+    assert_eq!(Hosts::info(there)?["checkpoint"]["number"], 2);
+    println!("{}", here.run("replication-resume {}")?.trim());
+    assert_eq!(guest.life_id()?, life);
+    guest.wait_counter_beyond(counter)?;
+
+    guest.set_memory("word", "kept")?;
+    guest.write("xvda", 4, 2, "kept")?;
+    guest.write("xvdb", 8, 2, "kept-too")?;
+    guest.mark_disks(false)?;
+    let kept = [guest.sum("xvda", 0, 24)?, guest.sum("xvdb", 0, 16)?];
+    checkpoint(4)?;
+    let counted = guest.counter()?;
+    let text = there.run("replication-status {}")?;
+    ensure!(text.contains("MiB with the checkpoint"), "{text}");
+    guest.set_memory("word", "lost")?;
+    guest.write("xvda", 4, 4, "lost")?;
+    guest.write("xvdb", 8, 4, "lost-too")?;
+    there.refuses(
+        "replication-failover {}",
+        &["/root/guest/vmlinux", "--keep-paths"],
+    )?;
+    lab.run(&format!("kill -9 {}", hosts.pids("[r]eplication-keep")?))?;
+    guest.destroy()?;
+
+    there.run("replication-failover --no-start {}")?;
+    for (at, length) in [24, 16].into_iter().enumerate() {
+        let image = hosts.image(at)?;
+        assert_eq!(image_sum(lab, &image, 0, length)?, kept[at], "disk {at}");
+    }
+    here.refuses(
+        &format!("start {}", spec.config_path()),
+        &["has failed over"],
+    )?;
+    let saved: Value = serde_json::from_str(&there.run("managed-save-status --json {}")?)?;
+    assert_eq!(saved["stale"], Value::Null, "{saved}");
+    let begun = Instant::now();
+    there.run("start {}")?;
+    guest.wait_ready()?;
+    println!("started after {:.1} s", begun.elapsed().as_secs_f64());
+    assert_eq!(guest.life_id()?, life, "it was booted");
+    assert_eq!(guest.get_memory("word")?, "kept");
+    let now = guest.wait_counter_beyond(guest.counter()?)?;
+    println!("it counted to {counted} soon after the checkpoint, and to {now} after the failover");
+    assert_eq!([guest.sum("xvda", 0, 24)?, guest.sum("xvdb", 0, 16)?], kept);
+    guest.write("xvda", 4, 1, "goes on")?;
+    // What failed over is a domain like any other, and its memory is no saved state any more.
+    there.run("snapshot-create -n after {}")?;
+    let left = lab.run(&format!(
+        "find {}/{}/replica/memory -type f ! -name lock",
+        there.store_dir(),
+        guest.name()
+    ))?;
+    assert_eq!(left.trim(), "", "memory is left over");
+    there.run("snapshot-check {}").map(drop)
+}
+
+/// Kills the keeper in the middle of a checkpoint, and gives a command for the domain: the guest goes on.
+fn kill_in_a_checkpoint(hosts: &Hosts<'_>) -> Result<()> {
+    let Hosts { lab, here, .. } = hosts;
+    let keeper = hosts.pids("[r]eplication-keep")?;
+    let checkpoint = here.command("replication-checkpoint {}");
+    let domain = here.command("{}");
+    let name = domain.split_whitespace().last().unwrap_or_default();
+    let is_suspended = format!("xl list {name} | grep -Eq ' [-rbp]{{3}}ss'");
+    lab.run(&format!(
+        "({checkpoint} >/dev/null 2>&1 </dev/null &); end=$(($(date +%s) + 120)); \
+         until {is_suspended}; do [ $(date +%s) -lt $end ] || exit 1; done; \
+         kill -9 {keeper}; sleep 3; {is_suspended}"
+    ))?;
+    let info = hosts.wait_for_state("broken")?;
+    let why = info["why"].as_str().unwrap_or_default();
+    ensure!(why.contains("is gone"), "{info}");
+    here.refuses("snapshot-create {}", &["is replicated to"])?;
+    let still = lab.try_run(&is_suspended, LIMIT)?;
+    ensure!(still.status != 0, "the guest stands still");
     Ok(())
 }
 

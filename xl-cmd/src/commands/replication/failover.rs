@@ -1,12 +1,14 @@
 //! `replication-failover`: the domain goes on here.
 
 use super::super::{Context, print};
-use crate::args::ReplicationFailover;
+use crate::args::{Output, ReplicationFailover};
 use crate::as_xl::{self, dry_run};
 use libxl_ext::bundle::reaching_out;
 use libxl_ext::event::Observer as _;
 use libxl_ext::model::disk::DeviceDisk;
 use libxl_ext::model::replica::{Replica, ReplicaState};
+use libxl_ext::plan::{ManagedStartRequest, Request};
+use libxl_ext::replication::FailedOver;
 use libxl_ext::store::replace_file;
 use libxl_ext::{Error, ErrorKind, Result};
 use serde::Deserialize;
@@ -29,19 +31,18 @@ pub(in super::super) fn run(context: &Context, args: &ReplicationFailover) -> Re
         // It says why not, whatever is the matter with the configuration.
         return context.host.fail_over(domain, &context.terminal).map(drop);
     }
+    if replica.memory.is_some() && !args.disks_only {
+        return from_memory(context, args, &replica);
+    }
     let disks = disks_here(&replica)?;
     // Before the failover: whatever becomes of us, it is there.
     let file = written(context, domain, &replica, &disks)?;
     if let Some(file) = file.as_ref().filter(|_| !args.no_start && !args.keep_paths) {
         require_nothing_else(&dry_run::of_file(file)?)?;
     }
-    let failed_over = context.host.fail_over(domain, &context.terminal);
+    let failed_over = context.host.fail_over_disks(domain, &context.terminal);
     context.terminal.finish();
-    let failed_over = failed_over?;
-    let number = failed_over.replica.checkpoint.map_or(0, |last| last.number);
-    print(&format!(
-        "Domain '{domain}': failed over to this host, as of checkpoint {number}\n"
-    ))?;
+    say(domain, &failed_over?)?;
     match file {
         Some(file) if args.no_start => print(&format!("start it: xl create {}\n", file.display())),
         Some(file) => {
@@ -62,15 +63,57 @@ pub(in super::super) fn run(context: &Context, args: &ReplicationFailover) -> Re
     }
 }
 
+/// The guest goes on from its memory, with the configuration that is in that.
+fn from_memory(context: &Context, args: &ReplicationFailover, replica: &Replica) -> Result<()> {
+    let domain = &args.domain;
+    // For when it is to be started afresh one day.
+    written(context, domain, replica, &disks_here(replica)?)?;
+    let is_free = args.no_start || args.keep_paths;
+    let vet = |configuration: Option<String>| -> Result<()> {
+        let Some(configuration) = configuration.filter(|_| !is_free) else {
+            return Ok(());
+        };
+        require_nothing_else(&serde_json::from_str(&configuration).map_err(unreadable)?)
+    };
+    let known = context.host.configuration_in_memory(domain, replica);
+    vet(known.map_err(|error| error.hint("--disks-only goes on without the memory"))?)?;
+    let failed_over = context.host.fail_over(domain, &context.terminal);
+    context.terminal.finish();
+    let failed_over = failed_over?;
+    say(domain, &failed_over)?;
+    if args.no_start {
+        return print(&format!("start it: xl-ext start {domain}\n"));
+    }
+    // Until it was cut off, the primary may have brought another one.
+    vet(failed_over.memory).map_err(|error| {
+        error.while_doing(format!(
+            "domain '{domain}' has failed over, and is not started: `xl-ext start {domain}` does it"
+        ))
+    })?;
+    let request = Request::ManagedStart(ManagedStartRequest::default());
+    let output = Output::default();
+    context.change(domain, &request, output, |done| {
+        format!(
+            "Domain '{}' goes on from its memory at the checkpoint\n",
+            done.plan.domain
+        )
+    })
+}
+
+fn say(domain: &str, failed_over: &FailedOver) -> Result<()> {
+    let number = failed_over.replica.checkpoint.map_or(0, |last| last.number);
+    print(&format!(
+        "Domain '{domain}': failed over to this host, as of checkpoint {number}\n"
+    ))
+}
+
+fn unreadable(error: serde_json::Error) -> Error {
+    let what = "the configuration that came with the domain cannot be read";
+    Error::new(ErrorKind::Corrupt, what).because(error)
+}
+
 /// The disks of the configuration, those that were replicated by their images here, as a line of a configuration file.
 fn disks_here(replica: &Replica) -> Result<String> {
-    let unreadable = |error: serde_json::Error| {
-        Error::new(
-            ErrorKind::Corrupt,
-            "the configuration that came with the domain cannot be read",
-        )
-        .because(error)
-    };
     let mut configuration: Configuration =
         serde_json::from_str(&replica.configuration).map_err(unreadable)?;
     for disk in &mut configuration.disks {

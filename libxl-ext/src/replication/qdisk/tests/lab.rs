@@ -199,7 +199,7 @@ impl Lab {
     }
 
     pub(super) fn checkpoint(&self) -> Result<()> {
-        checkpoint(&Quiet, &self.primary_set, &self.secondary_set)
+        checkpoint(&Quiet, &self.primary_set, &self.secondary_set, || ())
     }
 
     /// What the disks of the primary hold.

@@ -171,11 +171,11 @@ fn checkpoints_of_a_guest_that_writes_are_each_of_one_instant() {
             }
         });
         for _ in 0..12 {
-            checkpoint(&guest, &lab.primary_set, &lab.secondary_set).unwrap();
+            checkpoint(&guest, &lab.primary_set, &lab.secondary_set, || ()).unwrap();
             std::thread::sleep(std::time::Duration::from_millis(60));
         }
         guest.pause().unwrap();
-        checkpoint(&Still, &lab.primary_set, &lab.secondary_set).unwrap();
+        checkpoint(&Still, &lab.primary_set, &lab.secondary_set, || ()).unwrap();
         let kept = lab.content();
         guest.resume().unwrap();
         std::thread::sleep(std::time::Duration::from_millis(60));

@@ -19,10 +19,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use uuid::Uuid;
 
-const DOMAIN: &str = "web 1";
+pub(super) const DOMAIN: &str = "web 1";
 
 /// Longer than anything takes that is not silent.
-const PATIENT: u64 = 60_000;
+pub(super) const PATIENT: u64 = 60_000;
 
 /// Tells it when it is dropped, be it that a test has failed.
 struct Ends(Stop);
@@ -33,15 +33,15 @@ impl Drop for Ends {
     }
 }
 
-struct Hosts {
+pub(super) struct Hosts {
     // Dropped in this order: who listens, the QEMUs.
     listening: Option<(JoinHandle<()>, Stop)>,
-    replicas: Replicas,
-    here: Store,
-    peer: String,
-    key: Key,
+    pub(super) replicas: Replicas,
+    pub(super) here: Store,
+    pub(super) peer: String,
+    pub(super) key: Key,
     interval_ms: Option<u64>,
-    lab: Lab,
+    pub(super) lab: Lab,
 }
 
 impl Drop for Hosts {
@@ -53,7 +53,7 @@ impl Drop for Hosts {
 }
 
 impl Hosts {
-    fn new(lengths: &[usize]) -> Self {
+    pub(super) fn new(lengths: &[usize]) -> Self {
         let lab = Lab::new(lengths);
         let (here, there) = (Store::new(lab.path("here")), Store::new(lab.path("there")));
         let pair = Pair::new("pair").unwrap();
@@ -90,7 +90,7 @@ impl Hosts {
         }
     }
 
-    fn record(&self, generation: u64, heartbeat_ms: u64) -> ReplicationRecord {
+    pub(super) fn record(&self, generation: u64, heartbeat_ms: u64) -> ReplicationRecord {
         ReplicationRecord {
             domain: DOMAIN.into(),
             generation,
@@ -103,18 +103,20 @@ impl Hosts {
                     interval_ms: self.interval_ms,
                 },
                 disks: self.lab.disks.clone(),
+                memory: false,
                 life: DomainLife {
                     domid: 7,
                     uuid: Uuid::nil(),
                 },
                 domain_config: Some("memory=64".into()),
                 keeper: None,
+                standing: None,
                 state: PrimaryState::Starting,
             }),
         }
     }
 
-    fn setup(&self, record: ReplicationRecord) -> Setup<'_> {
+    pub(super) fn setup(&self, record: ReplicationRecord) -> Setup<'_> {
         Setup {
             store: self.here.domain(DOMAIN),
             run: &self.replicas.run,
@@ -131,7 +133,7 @@ impl Hosts {
         Keeper::start(self.setup(record), &Unobserved)
     }
 
-    fn replica(&self) -> (u64, Replica) {
+    pub(super) fn replica(&self) -> (u64, Replica) {
         let record = self.replicas.store.domain(DOMAIN).replication().unwrap();
         match record.unwrap() {
             ReplicationRecord {
@@ -144,7 +146,7 @@ impl Hosts {
     }
 
     /// What the primary's store says of itself.
-    fn written_down(&self) -> PrimaryState {
+    pub(super) fn written_down(&self) -> PrimaryState {
         let record = self.here.domain(DOMAIN).replication().unwrap();
         match record.unwrap().role {
             Role::Primary(primary) => primary.state,
@@ -152,12 +154,12 @@ impl Hosts {
         }
     }
 
-    fn content_there(&self) -> Vec<Vec<u8>> {
+    pub(super) fn content_there(&self) -> Vec<Vec<u8>> {
         let read = |disk: &DiskTarget| std::fs::read(&disk.image).unwrap();
         self.replica().1.disks.iter().map(read).collect()
     }
 
-    fn signal_sidecar(&self, signal: Signal) {
+    pub(super) fn signal_sidecar(&self, signal: Signal) {
         let id = self.replica().1.id.simple().to_string();
         let directory = self.replicas.run.join(format!("xl-ext-repl-{id}"));
         let sidecar = crate::port::Sidecar::left_in(&directory).unwrap().unwrap();
@@ -166,7 +168,7 @@ impl Hosts {
     }
 
     /// Nothing of replication is left in the primary's QEMU.
-    fn is_alone(&self) -> bool {
+    pub(super) fn is_alone(&self) -> bool {
         self.lab.nodes_of_mirrors().is_empty()
     }
 }
