@@ -6,7 +6,7 @@ use super::pull::Pulled;
 use super::suspension::Suspension;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
-use crate::memory::packed::{self, Traced};
+use crate::memory::packed;
 use crate::memory::{self, Form, Kept, own_file};
 use crate::model::disk::Stamp;
 use crate::model::domain::{DomainLife, DomainState};
@@ -271,16 +271,10 @@ impl Performer<'_> {
 
     /// Removes the packs that nothing needs. If that cannot be known, they stay.
     fn collect_packs(&self) -> Result<()> {
-        let (traced, silent) = Traced::ask(&self.store.packed_images()?);
-        let Some((_, why)) = silent.into_iter().next() else {
-            return traced.collect(&self.store.packs_directory()).map(drop);
-        };
-        let left = format!(
-            "no pack is removed, since it is not known which ones are needed: {}",
-            why.report()
-        );
-        tracing::warn!("{left}");
-        self.observer.note(&left);
+        let (images, packs) = (self.store.packed_images()?, self.store.packs_directory());
+        if let Some(left) = packed::collect(&images, &packs)? {
+            self.observer.note(&left);
+        }
         Ok(())
     }
 

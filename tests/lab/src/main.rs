@@ -345,10 +345,10 @@ fn run(verb: Verb) -> Result<u8> {
                 if what != bench::What::Saves {
                     bench::pulls(&lab, rounds, &depths, disk)?;
                 }
-                match what {
-                    bench::What::Pulls => Ok(()),
-                    _ => bench::saves(&lab, rounds, guest_mem),
+                if what != bench::What::Pulls {
+                    bench::saves(&lab, rounds, guest_mem)?;
                 }
+                Ok(())
             });
             lab.destroy()?;
             measured?;

@@ -58,7 +58,7 @@ mod tests;
 pub(crate) use forge::{forged, there_and_back};
 pub(crate) use known::Known;
 pub(crate) use read::{Reader, is_packed, prove, recognise};
-pub(crate) use trace::{Damage, Traced, discard, list, path_of, seal};
+pub(crate) use trace::{Damage, Traced, collect, discard, list, path_of, seal};
 pub(crate) use write::Writer;
 
 use super::stream::PAGE;

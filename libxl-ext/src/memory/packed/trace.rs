@@ -155,6 +155,21 @@ impl Traced {
     }
 }
 
+/// Removes the packs that none of these images needs, as [`Traced::collect`] does. If it cannot be known which they are,
+/// all stay, and why is returned.
+///
+/// # Errors
+/// [`ErrorKind::Io`].
+pub(crate) fn collect(images: &[(SnapshotId, PathBuf)], packs: &Path) -> Result<Option<String>> {
+    let why = match Traced::needs(images) {
+        Ok(traced) => return traced.collect(packs).map(|_| None),
+        Err(why) => why.report(),
+    };
+    let left = format!("no pack is removed, since it is not known which ones are needed: {why}");
+    tracing::warn!("{left}");
+    Ok(Some(left))
+}
+
 /// Makes the pack durable that was written with a snapshot's image, and gives it its name; before that is done with the
 /// image, which is nothing without it. If all its pages were there already there is none. Doing it again is no error.
 ///

@@ -304,18 +304,7 @@ fn tidy(memory: &DomainStore, replica: &Replica) -> Result<()> {
             memory.remove_snapshot_directory(id)?;
         }
     }
-    let packs = memory.packs_directory();
-    if !atomic::is_there(&packs) {
-        return Ok(());
-    }
-    let (traced, silent) = Traced::ask(&memory.packed_images()?);
-    match silent.into_iter().next() {
-        None => traced.collect(&packs).map(drop),
-        Some((_, why)) => {
-            tracing::warn!("no pack is removed: {}", why.report());
-            Ok(())
-        }
-    }
+    packed::collect(&memory.packed_images()?, &memory.packs_directory()).map(drop)
 }
 
 /// The same, under the domain's lock; while something is received, that does it.

@@ -118,6 +118,36 @@ impl<'lab> Hosts<'lab> {
         }
     }
 
+    /// Waits until it is broken, for that reason.
+    fn wait_for_break(&self, reason: &str) -> Result<()> {
+        let info = self.wait_for_state("broken")?;
+        let why = info["why"].as_str().unwrap_or_default();
+        ensure!(why.contains(reason), "{info}");
+        Ok(())
+    }
+
+    /// Keeper and guest go, as with their host, and the other side fails over: its disks, of so many MiB, are what was
+    /// kept.
+    fn fail_over(&self, guest: &Guest<'_>, lengths: [u32; 2], kept: &[String; 2]) -> Result<()> {
+        self.there.refuses(
+            "replication-failover {}",
+            &["/root/guest/vmlinux", "--keep-paths"],
+        )?;
+        self.kill_keeper()?;
+        guest.destroy()?;
+        self.there.run("replication-failover --no-start {}")?;
+        for (at, (length, kept)) in lengths.into_iter().zip(kept).enumerate() {
+            let image = self.image(at)?;
+            assert_eq!(&image_sum(self.lab, &image, 0, length)?, kept, "disk {at}");
+        }
+        Ok(())
+    }
+
+    fn kill_keeper(&self) -> Result<()> {
+        let keeper = self.pids("[r]eplication-keep")?;
+        self.lab.run(&format!("kill -9 {keeper}")).map(drop)
+    }
+
     /// The processes of ours whose arguments match.
     fn pids(&self, pattern: &str) -> Result<String> {
         let pids = self.lab.run(&format!("pgrep -f -- {pattern}"))?;
@@ -174,17 +204,7 @@ fn fails_over(context: &mut Context) -> Result<()> {
     assert_eq!(info["state"], "replicating");
     assert_eq!(info["checkpoint"]["number"], 2);
     strangers_get_nothing(lab)?;
-    there.refuses(
-        "replication-failover {}",
-        &["/root/guest/vmlinux", "--keep-paths"],
-    )?;
-    lab.run(&format!("kill -9 {}", hosts.pids("[r]eplication-keep")?))?;
-    guest.destroy()?;
-
-    there.run("replication-failover --no-start {}")?;
-    for (at, (length, kept)) in [24, 16].into_iter().zip(&kept).enumerate() {
-        assert_eq!(&image_sum(lab, &hosts.image(at)?, 0, length)?, kept);
-    }
+    hosts.fail_over(&guest, [24, 16], &kept)?;
     there.refuses(
         "replication-failover {}",
         &["has failed over to this host already"],
@@ -282,18 +302,7 @@ fn fails_over_with_memory(context: &mut Context) -> Result<()> {
     guest.set_memory("word", "lost")?;
     guest.write("xvda", 4, 4, "lost")?;
     guest.write("xvdb", 8, 4, "lost-too")?;
-    there.refuses(
-        "replication-failover {}",
-        &["/root/guest/vmlinux", "--keep-paths"],
-    )?;
-    lab.run(&format!("kill -9 {}", hosts.pids("[r]eplication-keep")?))?;
-    guest.destroy()?;
-
-    there.run("replication-failover --no-start {}")?;
-    for (at, length) in [24, 16].into_iter().enumerate() {
-        let image = hosts.image(at)?;
-        assert_eq!(image_sum(lab, &image, 0, length)?, kept[at], "disk {at}");
-    }
+    hosts.fail_over(&guest, [24, 16], &kept)?;
     here.refuses(
         &format!("start {}", spec.config_path()),
         &["has failed over"],
@@ -334,9 +343,7 @@ fn kill_in_a_checkpoint(hosts: &Hosts<'_>) -> Result<()> {
          until {is_suspended}; do [ $(date +%s) -lt $end ] || exit 1; done; \
          kill -9 {keeper}; sleep 3; {is_suspended}"
     ))?;
-    let info = hosts.wait_for_state("broken")?;
-    let why = info["why"].as_str().unwrap_or_default();
-    ensure!(why.contains("is gone"), "{info}");
+    hosts.wait_for_break("is gone")?;
     here.refuses("snapshot-create {}", &["is replicated to"])?;
     let still = lab.try_run(&is_suspended, LIMIT)?;
     ensure!(still.status != 0, "the guest stands still");
@@ -386,9 +393,7 @@ fn breaks(context: &mut Context) -> Result<()> {
         "a write beside a silent secondary: {} s",
         begun.elapsed().as_secs()
     );
-    let info = hosts.wait_for_state("broken")?;
-    let why = info["why"].as_str().unwrap_or_default();
-    ensure!(why.contains("says nothing"), "{info}");
+    hosts.wait_for_break("says nothing")?;
     here.refuses(
         "replication-checkpoint {}",
         &["is broken", "replication-resume"],
@@ -404,10 +409,8 @@ fn breaks(context: &mut Context) -> Result<()> {
     hosts.listen()?;
     resume("after the listener")?;
 
-    lab.run(&format!("kill -9 {}", hosts.pids("[r]eplication-keep")?))?;
-    let info = hosts.wait_for_state("broken")?;
-    let why = info["why"].as_str().unwrap_or_default();
-    ensure!(why.contains("is gone"), "{info}");
+    hosts.kill_keeper()?;
+    hosts.wait_for_break("is gone")?;
     guest.write("xvda", 4, 1, "no keeper")?;
     resume("after the keeper")?;
 
